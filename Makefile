@@ -1,0 +1,35 @@
+# `make demo` and `make test` are all that a fresh machine needs (Python >= 3.11). PYTHON chooses another interpreter.
+PYTHON ?= python3
+BIN := .venv/bin
+.PHONY: help setup demo test test-faults check clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: .venv/installed  ## the environment in .venv: about 6 GB, a few minutes the first time
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	@echo "Setting up .venv (PyTorch and what it needs: about 6 GB)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: setup  ## the demo table: five networks trained on the built-in data, a few minutes on two cores
+	$(BIN)/bam-train +experiment=demo
+	$(BIN)/bam-tables report demo
+
+test: setup  ## the tests
+	$(BIN)/pytest
+
+test-faults: setup  ## kills, cuts, floods: the long tests of docs/reliability.md
+	$(BIN)/pytest -m faults --override-ini addopts= -q -ra
+
+check: setup  ## lint, format, types, tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+clean:  ## remove the environment and caches; runs/ and results/ stay
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

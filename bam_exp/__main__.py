@@ -1,0 +1,25 @@
+"""`bam-train` (also `python -m bam_exp`): one run, or a sweep of them."""
+
+import os
+import sys
+
+import hydra
+from omegaconf import OmegaConf
+
+from bam_exp import config, tables
+from bam_exp.isolate import refuse, start
+
+
+def main() -> None:
+    """Run the Hydra application; what was typed wrong ends in one line and exit code 2."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, instead of being printed over many lines
+    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choices(group)), replace=True)
+    try:
+        tables.register(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")(start)()
+    except Exception as error:
+        refuse(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""BAM: bottleneck attention module (Park, Woo, Lee, Kweon, BMVC 2018, section 3 and Figure 2)."""
+
+from collections import OrderedDict
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from bam_exp.attention.gate import gate
+from bam_exp.attention.knobs import Rounding, hidden_width
+from bam_exp.schema import checked
+
+
+class BAM(nn.Module):
+    """F + F * sigmoid(M), where M combines a channel branch (N x C) and a spatial branch (N x 1 x H x W).
+
+    With k = channels / reduction, the channel branch is global average pooling and an MLP C -> k -> C; the spatial
+    branch is a 1x1 convolution to k channels, two dilated 3x3 convolutions and a 1x1 convolution to one channel. Both
+    are expanded to C x H x W. Input and output are N x C x H x W for any H and W, in the same memory format; N = 1 only
+    in eval mode, as the channel branch has a batch norm over N.
+
+    Args:
+        channels: width C of the map.
+        reduction: r of the paper.
+        dilation: d of the paper.
+        branches: one branch alone gives F + F * sigmoid(that branch) (Table 1(b)).
+        combine: how the branches become M, elementwise (Table 1(b)).
+        norm: where batch norms stand.
+            "paper": BN and ReLU after every hidden layer, and a BN over C at the end of both branches, as the text says
+            and the printed parameters demand: 3Ck + 18k^2 + 5C + 13k + 1 parameters.
+            "equations": as the equations are printed, neither BN nor ReLU after hidden layers, and at the ends a BN
+            over C and a BN over 1: 3Ck + 18k^2 + 3C + 5k + 3.
+            "released": as the authors' code, BN and ReLU after hidden layers only: 3Ck + 18k^2 + C + 13k + 1.
+        rounding: what becomes of a fraction in k, see `hidden_width`.
+
+    Raises:
+        ValueError: if reduction does not divide channels and rounding is "exact".
+    """
+
+    @checked
+    def __init__(
+        self,
+        channels: PositiveInt,
+        *,
+        reduction: PositiveInt = 16,
+        dilation: PositiveInt = 4,
+        branches: Literal["both", "channel", "spatial"] = "both",
+        combine: Literal["sum", "product", "max"] = "sum",
+        norm: Literal["paper", "equations", "released"] = "paper",
+        rounding: Rounding = "exact",
+    ) -> None:
+        super().__init__()
+        self.branches, self.combine = branches, combine
+        hidden = hidden_width(channels, reduction, rounding)
+        if branches != "spatial":
+            self.channel = _channel_branch(channels, hidden, norm != "equations")
+            self.channel_norm = nn.Identity() if norm == "released" else nn.BatchNorm1d(channels)
+        if branches != "channel":
+            self.spatial = _spatial_branch(channels, hidden, dilation, norm != "equations")
+            ends = {"paper": ExpandedBatchNorm(channels), "equations": nn.BatchNorm2d(1), "released": nn.Identity()}
+            self.spatial_norm = ends[norm]
+        self._initialise()
+
+    def _initialise(self) -> None:
+        # As the authors' code: convolutions kaiming_normal fan_out and every bias 0, those of the MLP too, but the
+        # weights of the MLP at PyTorch's default, because it picks layers by "conv" in their name.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # on meta it would cost seconds of imports
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+            if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.branches == "channel":
+            return x * (1 + self._channel(x).sigmoid())[:, :, None, None].to(x.dtype)
+        spatial = self.spatial_norm(self.spatial(x))
+        # M = max(floor, scale * spatial + shift), where None is a neutral element.
+        scale = shift = floor = None
+        if isinstance(self.spatial_norm, ExpandedBatchNorm):
+            scale, shift = self.spatial_norm.weight[None], self.spatial_norm.bias[None]
+        if self.branches == "both":
+            channel = self._channel(x)
+            if self.combine == "sum":
+                shift = channel if shift is None else channel + shift
+            elif self.combine == "product":
+                scale = channel if scale is None else channel * scale
+                shift = None if shift is None else channel * shift
+            else:
+                floor = channel
+        return gate(x, scale, spatial, shift, floor)
+
+    def _channel(self, x: Tensor) -> Tensor:
+        """The channel branch, N x C."""
+        channel: Tensor = self.channel_norm(self.channel(x.mean((2, 3))))
+        return channel
+
+    def extra_repr(self) -> str:
+        return f"branches={self.branches}, combine={self.combine}"
+
+
+class ExpandedBatchNorm(nn.Module):
+    """BatchNorm2d(C) of an N x 1 x H x W map expanded to C channels, without the expanded map.
+
+    The channels being equal, so are their means and variances: one normalisation serves all, kept once in `norm`. Only
+    weight and bias (C each) tell the channels apart. The output is the normalised N x 1 x H x W map; weight and bias
+    are left to whoever expands it.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, affine=False)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, spatial: Tensor) -> Tensor:
+        normalised: Tensor = self.norm(spatial)
+        return normalised
+
+
+def _channel_branch(channels: int, hidden: int, hidden_norm: bool) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict(fc0=nn.Linear(channels, hidden))
+    if hidden_norm:
+        layers.update(bn0=nn.BatchNorm1d(hidden), relu0=nn.ReLU(inplace=True))
+    layers["fc1"] = nn.Linear(hidden, channels)
+    return nn.Sequential(layers)
+
+
+def _spatial_branch(channels: int, hidden: int, dilation: int, hidden_norm: bool) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(3):
+        if i == 0:
+            layers["conv0"] = nn.Conv2d(channels, hidden, 1)
+        else:
+            layers[f"conv{i}"] = nn.Conv2d(hidden, hidden, 3, padding=dilation, dilation=dilation)
+        if hidden_norm:
+            layers.update({f"bn{i}": nn.BatchNorm2d(hidden), f"relu{i}": nn.ReLU(inplace=True)})
+    layers["conv3"] = nn.Conv2d(hidden, 1, 1)
+    return nn.Sequential(layers)

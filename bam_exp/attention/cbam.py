@@ -1,0 +1,43 @@
+"""CBAM: convolutional block attention module (Woo, Park, Lee, Kweon, ECCV 2018)."""
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from bam_exp.attention.knobs import KernelSize, Rounding, hidden_width
+from bam_exp.schema import checked
+
+
+class CBAM(nn.Module):
+    """Channel attention, then spatial attention on its result.
+
+    Channel: sigmoid(MLP(average over H x W) + MLP(maximum over H x W)), one MLP C -> C / reduction -> C with biases.
+    Spatial: sigmoid(BN(convolution of the average and the maximum over C)). Input and output are N x C x H x W.
+    The paper does not mention the BN; it stands, with momentum 0.01, in its authors' code (Jongchan/attention-module),
+    and so it does here. With k = channels / reduction: 2Ck + C + k + 2 * kernel_size^2 + 2 parameters.
+
+    Raises:
+        ValueError: if reduction does not divide channels and rounding is "exact".
+    """
+
+    @checked
+    def __init__(
+        self,
+        channels: PositiveInt,
+        *,
+        reduction: PositiveInt = 16,
+        kernel_size: KernelSize = 7,
+        rounding: Rounding = "exact",
+    ) -> None:
+        super().__init__()
+        hidden = hidden_width(channels, reduction, rounding)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel: Tensor = self.mlp(torch.stack((x.mean((2, 3)), x.amax((2, 3))))).sum(0).sigmoid()
+        x = x * channel[:, :, None, None].to(x.dtype)
+        pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), 1)
+        spatial: Tensor = self.bn(self.conv(pooled)).sigmoid()
+        return x * spatial.to(x.dtype)

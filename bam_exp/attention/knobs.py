@@ -1,0 +1,40 @@
+"""Knobs that several attentions share."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, PositiveInt
+
+Rounding = Literal["exact", "floor"]
+
+
+def _odd(size: int) -> int:
+    if size % 2 == 0:
+        raise ValueError("should be odd, so that the map keeps its size")
+    return size
+
+
+KernelSize = Annotated[PositiveInt, AfterValidator(_odd)]
+
+
+def hidden_width(channels: int, reduction: int, rounding: Rounding) -> int:
+    """Width of a hidden layer, channels / reduction.
+
+    Rounding "floor" drops the fraction, as the authors' code does, and gives at least 1; the paper's DenseNet (216/16)
+    and MobileNet 0.7 (89/16) need it.
+
+    Raises:
+        ValueError: if reduction does not divide channels and rounding is "exact".
+    """
+    if rounding == "floor":
+        return max(1, channels // reduction)
+    if channels % reduction:
+        divisors = [divisor for divisor in range(1, channels + 1) if channels % divisor == 0]
+        below = [divisor for divisor in divisors if divisor < reduction][-1:]
+        above = [divisor for divisor in divisors if divisor > reduction][:1]
+        nearest = " or ".join(f"reduction={divisor}" for divisor in below + above)
+        floor = hidden_width(channels, reduction, "floor")
+        raise ValueError(
+            f"reduction={reduction} does not divide the width {channels}: "
+            f"take {nearest}, or rounding=floor (hidden width {floor})"
+        )
+    return channels // reduction

@@ -1,0 +1,303 @@
+"""Each run of a sweep in a process of its own, so that it fails alone: locks, GPU leases, and the sweep's summary."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from bam_exp import config
+from bam_exp.checkpoint import CheckpointError, write_atomically
+from bam_exp.config import ConfigError
+from bam_exp.run import Run, execute, machine, result_of
+from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
+
+LOCK = ".lock"
+
+
+class Busy(RuntimeError):
+    """Another process has this run."""
+
+
+def start(cfg: DictConfig) -> None:
+    """What Hydra calls for a run, or for each job of a sweep.
+
+    A run by itself trains here. A job of a sweep becomes a process of its own, started with the same overrides and waited
+    for: whatever the run does to its process, the launcher (basic, joblib, submitit) and the other jobs go on.
+    """
+    hydra = HydraConfig.get()
+    try:
+        config.check_overrides(hydra.overrides.task)
+        run = Run.of(cfg, hydra.runtime.choices)
+        if not OmegaConf.is_missing(hydra.job, "num"):  # a job of a sweep has a number
+            _in_child(run, machine(cfg), list(hydra.overrides.task))
+        elif (result := result_of(run)) is not None:
+            print(f"{run.name}: done already, top-1 error {result['metrics']['top1_error']:.2f} %")
+        else:
+            machine(cfg)
+            build_data(cfg).prepare()
+            train_here(run, cfg)
+    except Exception as error:  # here, because Hydra adds lines of its own to what reaches it
+        refuse(error)
+
+
+def build_data(cfg: DictConfig) -> Any:
+    """The data set of a config, nothing read."""
+    kind, knobs = config.arguments(cfg, "data")
+    assert kind is not None
+    return config.call("data", kind, Path(cfg.data_root), **knobs)
+
+
+def train_here(run: Run, cfg: DictConfig) -> None:
+    """Train a run in this process, holding its lock and a GPU.
+
+    Raises:
+        SystemExit: 1 if it failed, 128 + the signal if it was told to stop.
+        Busy: if another process has it.
+    """
+    interruption = Interruption()
+    interruption.listen()
+    try:
+        with claimed(run), leased(machine(cfg)):
+            if result_of(run) is not None:  # finished by another process while this one waited for a GPU
+                return
+            result = execute(run, cfg, interruption)
+    except Interrupted as stop:
+        print(f"{run.name}: stopped, its checkpoint is saved; continue with: {run.command}", file=sys.stderr)
+        raise SystemExit(128 + stop.number) from stop
+    except (Busy, ConfigError):
+        raise
+    except Exception as error:
+        reason = _failed(run, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
+        if not isinstance(error, CheckpointError):
+            traceback.print_exc()
+        print(f"bam-train: {run.name} failed: {reason}", file=sys.stderr)
+        raise SystemExit(1) from error
+    print(f"{run.name}: top-1 error {result['metrics']['top1_error']:.2f} %  ({run.folder / 'result.json'})")
+
+
+def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
+    """Train a run in a process of its own and wait for it; what became of it stands in its folder."""
+    if _is_done(run):
+        return
+    (run.folder / "error.json").unlink(missing_ok=True)
+    command = [sys.executable, "-m", "bam_exp", *overrides, "hydra.mode=RUN"]
+    # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
+    child = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
+    limit, reason = here.time_limit_minutes, None
+    try:
+        with _passed_on(child) as received:
+            code = child.wait(timeout=limit and limit * 60)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        code, reason = child.wait(), f"ran longer than trainer.time_limit_minutes={limit}"
+    except BaseException:  # the launcher's end (submitit requeues so): the run saves its checkpoint and goes
+        child.terminate()
+        child.wait()
+        raise
+    if received:
+        raise SystemExit(128 + received[0])
+    if code < 0 and reason is None:
+        reason = f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    if reason is not None:
+        _failed(run, reason, "")
+
+
+@contextmanager
+def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the child, unless a launcher already does something with them; yields those that came."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    free: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    in_main = threading.current_thread() is threading.main_thread()
+    taken = [number for number, handler in free.items() if in_main and signal.getsignal(number) is handler]
+    for number in taken:
+        signal.signal(number, pass_on)
+    try:
+        yield received
+    finally:
+        for number in taken:
+            signal.signal(number, free[number])
+
+
+def _is_done(run: Run) -> bool:
+    try:
+        return result_of(run) is not None
+    except ConfigError:
+        return False
+
+
+def _failed(run: Run, reason: str, trace: str) -> str:
+    """Keep why a run failed in its folder, where `status` and the sweep's summary read it."""
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(run.folder / "error.json", json.dumps({"reason": reason, "traceback": trace}, indent=1) + "\n")
+    except OSError as error:
+        return f"{reason} (and its folder cannot be written: {error.strerror})"
+    return reason
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run's lock, which the kernel drops with the process.
+
+    Raises:
+        Busy: naming the process that has it.
+        ConfigError: if the folder cannot be written.
+    """
+    path = run.folder / LOCK
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = _read(run.folder / "owner.json")
+        raise Busy(f"{run.name}: already running ({owner.get('process', 'another process')})") from error
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
+    try:
+        write_atomically(
+            run.folder / "owner.json",
+            json.dumps({"process": f"process {os.getpid()} on {socket.gethostname()}"}) + "\n",
+        )
+        yield
+    finally:
+        (run.folder / "owner.json").unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def leased(here: Machine) -> Iterator[None]:
+    """Hold one slot of one GPU (`gpus` x `runs_per_gpu`), waiting for it; nothing on a CPU."""
+    if not here.uses_gpu:
+        yield
+        return
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    chosen = [visible[index] if visible else str(index) for index in here.gpus or range(_gpu_count(visible))]
+    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    slots = [(gpu, FileLock(folder / f"gpu{gpu}-{slot}.lock")) for slot in range(here.runs_per_gpu) for gpu in chosen]
+    for attempt in count():
+        for gpu, lock in slots:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        if attempt == 0:
+            print("waiting for a free GPU", file=sys.stderr, flush=True)
+        time.sleep(1)
+
+
+def _gpu_count(visible: list[str]) -> int:
+    if visible:
+        return len(visible)
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class Sweep(Callback):
+    """Checks every job of a sweep before the first one starts, and says at the end what became of each."""
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse the whole sweep if one job of it is wrong (one line, exit code 2, nothing written)."""
+        try:
+            self._check(config)
+        except Exception as error:  # Hydra swallows what a callback raises, save for this
+            refuse(error)
+        done = sum(_is_done(run) for run in self.runs)
+        print(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", flush=True)
+        if done == len(self.runs):
+            print("nothing left to run")
+            raise SystemExit(0)
+
+    def _check(self, master: DictConfig) -> None:
+        loader = GlobalHydra.instance().config_loader()
+        words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
+        words += list(master.hydra.overrides.task)
+        config.check_overrides(words)
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        prepared: dict[str, None] = {}
+        for job in BasicSweeper.split_arguments(overrides, None)[0]:
+            cfg = loader.load_sweep_config(master, list(job))
+            run = Run.of(cfg, cfg.hydra.runtime.choices)
+            machine(cfg)
+            if run in self.runs:
+                continue
+            self.runs.append(run)
+            if result_of(run) is None and run.names["data"] not in prepared:
+                build_data(cfg).prepare()
+                prepared[run.names["data"]] = None
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """A line for each run that failed, and the exit code."""
+        failed = {
+            run.name: _read(run.folder / "error.json").get("reason", "ended without a result")
+            for run in self.runs
+            if not _is_done(run)
+        }
+        for name, reason in failed.items():
+            print(f"FAILED  {name}: {reason}", file=sys.stderr)
+        print(
+            f"{len(self.runs) - len(failed)} of {len(self.runs)} runs done"
+            + (f", {len(failed)} failed; the same command runs what is missing" if failed else "")
+        )
+        if failed:
+            raise SystemExit(1)
+
+
+def refuse(error: BaseException) -> None:
+    """End with one line: exit code 2 for what was typed wrong, 1 for a run that another process has.
+
+    Raises:
+        SystemExit: always, or the error itself if it is neither.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, Busy):
+        print(f"bam-train: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    if isinstance(error, ValueError | HydraException | OmegaConfBaseException):
+        print(f"bam-train: {config.one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    raise error
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,130 @@
+"""What a person sees of a run while it trains: a line an epoch, a bar in a terminal, the time to go; and a file for `status`."""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from bam_exp.checkpoint import write_atomically
+
+FILE = "progress.json"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+class Curves(TensorBoardLogger):
+    """TensorBoard's event file of one run, in the run's folder: one file, closed when the run says so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, name="", version="", default_hp_metric=False)
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()  # of an interrupted start: the curves so far are in the checkpoint and are written again
+
+    def save(self) -> None:
+        """Write no hparams.yaml: result.json has the config."""
+
+    def finalize(self, status: str) -> None:
+        """Stay open: Lightning says this after training, when the final error is still to come."""
+
+    def close(self, choices: dict[str, Any], error: float) -> None:
+        """Fill the HParams tab, once, and close the file."""
+        self.log_hyperparams(choices, {"top1_error": error})
+        self.experiment.close()
+
+
+class Progress(Checkpoint):
+    """Prints an epoch's figures with the time to go, and keeps `progress.json` in the run's folder.
+
+    It is a `Checkpoint` so that Lightning calls it after the task has closed the epoch.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.seconds: list[float] = []
+        self.opened = 0.0
+        self.bar: Bar | None = None
+        self.shown = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what starts, or where it continues."""
+        device = pl_module.device
+        threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+        where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
+        self._say(f"{self.name}: training on {device.type}{threads}{where}")
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+                TimeRemainingColumn(),
+            )
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            steps = int(trainer.estimated_stepping_batches)
+            self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step)
+            self.bar.start()
+        self.opened = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of an epoch."""
+        self.opened = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Move the bar, five times a second at most."""
+        if self.bar is not None and time.monotonic() - self.shown > 0.2:
+            self.shown = time.monotonic()
+            self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the figures of the epoch that has just ended."""
+        self.seconds.append(time.monotonic() - self.opened)
+        history: list[dict[str, float]] = pl_module.history  # type: ignore[assignment]
+        epochs, done, figures = int(trainer.max_epochs or 0), len(history), history[-1]
+        to_go = median(self.seconds) * max(0, epochs - done)
+        error = f"  test error {figures['test/top1_error']:5.2f} %" if "test/top1_error" in figures else ""
+        self._say(
+            f"  epoch {done:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
+            f"  {duration(self.seconds[-1])}" + (f"  {duration(to_go)} to go" if to_go else "")
+        )
+        state = {"epoch": done, "epochs": epochs, "seconds_to_go": round(to_go, 1), "time": time.time()}
+        write_atomically(Path(trainer.default_root_dir) / FILE, json.dumps(state) + "\n")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the bar away, however training ended."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def seconds_per_epoch(self) -> float | None:
+        """Median wall time of the epochs of this process, evaluation included."""
+        return round(median(self.seconds), 3) if self.seconds else None
+
+    def peak_memory_mib(self) -> float:
+        """Largest memory of this process so far: the device's on a GPU, else resident."""
+        if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+            return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+    def _say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.console.print(line, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)

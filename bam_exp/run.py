@@ -1,0 +1,301 @@
+"""A run: what was chosen, its name, folder and fingerprint, and the way from there to its result."""
+
+import hashlib
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from bam_exp import __version__, config
+from bam_exp.attention import attach
+from bam_exp.config import ConfigError
+from bam_exp.trainer import Interruption, Keeper, Machine
+
+SCHEMA = 1
+"""Raised when the same config would give another number than before; older results are then stale."""
+
+NAMED = ("data", "backbone", "attention", "recipe")
+"""The groups that can change a number, in the order of a run's folder."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row with one seed, before it is trained."""
+
+    names: Mapping[str, str]
+    """Of each group: the choice, and what was changed, as `bam-reduction8`."""
+    overrides: tuple[str, ...]
+    """What one would type to get it."""
+    seed: int
+    figures_from: Mapping[str, Any]
+    """Everything that can change the number: the resolved groups, the digest of the data, the schema."""
+    root: Path = field(compare=False)
+    """The `runs` folder."""
+
+    @classmethod
+    def of(cls, cfg: DictConfig, choices: Mapping[str, str]) -> "Run":
+        """The run that a config describes; `choices` are Hydra's, group to chosen file.
+
+        Raises:
+            ConfigError: if the config cannot be run (the networks are built on the meta device to find out).
+        """
+        config.check_top(cfg)
+        names, overrides, groups = {}, [], {}
+        for group in NAMED:
+            _, arguments = config.arguments(cfg, group)
+            choice = str(choices[group])
+            defaults = config.choice_file(group, choice)
+            changed = {key: value for key, value in arguments.items() if key not in defaults or value != defaults[key]}
+            names[group] = choice + "".join(f"-{_word(key, value)}" for key, value in changed.items())
+            overrides += [f"{group}={choice}", *(f"{group}.{key}={_typed(value)}" for key, value in changed.items())]
+            groups[group] = {"_target_": cfg[group].get("_target_"), **arguments}
+        seed = int(cfg.seed)
+        with torch.device("meta"):
+            data, _, _ = build(cfg)
+        figures_from = {"schema": SCHEMA, "seed": seed, "data_digest": data.digest, **groups}
+        root = Path(cfg.output_dir) / "runs"
+        return cls(names, (*overrides, f"seed={seed}"), seed, figures_from, root)
+
+    def with_seed(self, seed: int) -> "Run":
+        """The same row with another seed."""
+        overrides = (*self.overrides[:-1], f"seed={seed}")
+        return replace(self, seed=seed, overrides=overrides, figures_from={**self.figures_from, "seed": seed})
+
+    @property
+    def name(self) -> str:
+        """`data/backbone/attention/recipe/seed<k>`: of the folder, in TensorBoard and in runs.csv."""
+        return "/".join([*(self.names[group] for group in NAMED), f"seed{self.seed}"])
+
+    @property
+    def folder(self) -> Path:
+        """Where it lives."""
+        return self.root / self.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that can change the number."""
+        return hashlib.sha256(json.dumps(self.figures_from, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def command(self) -> str:
+        """What one would type."""
+        return "bam-train " + " ".join(self.overrides)
+
+
+def build(cfg: DictConfig, *, classes: int | None = None) -> tuple[Any, nn.Module, Any]:
+    """Data set, network with its attention attached, and task, on the current default device.
+
+    `classes` gives the network's head another number of classes than the data has.
+
+    Raises:
+        ConfigError: if a group's arguments do not fit its callable, or the parts do not fit each other.
+    """
+    kinds = {group: config.arguments(cfg, group) for group in config.GROUPS}
+    data = _make(kinds, "data", Path(cfg.data_root))
+    network = _make(kinds, "backbone", classes or data.num_classes)
+    if data.size < network.min_size:
+        raise ConfigError(
+            f"data: images of {data.size} x {data.size} are too small for this backbone (at least {network.min_size})"
+        )
+    kind, knobs = kinds["attention"]
+    config.call("attention", attach, network, kind, **knobs)
+    task = _make(kinds, "recipe", network, data, int(cfg.seed))
+    return data, network, task
+
+
+def machine(cfg: DictConfig) -> Machine:
+    """The machine that the trainer group describes.
+
+    Raises:
+        ConfigError: if it cannot be had.
+    """
+    kind, knobs = config.arguments(cfg, "trainer")
+    assert kind is not None
+    made: Machine = config.call("trainer", kind, **knobs)
+    return made
+
+
+def result_of(run: Run) -> dict[str, Any] | None:
+    """The result of a finished run, None if it is not finished.
+
+    Raises:
+        ConfigError: if the folder holds a run of another fingerprint, or something that is no result.
+    """
+    path = run.folder / "result.json"
+    begun = run.folder / "run.json"
+    for file in (path, begun):
+        if not file.is_file():
+            continue
+        try:
+            content: dict[str, Any] = json.loads(file.read_text())
+            found = content["fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{file}: not a file of bam_exp ({error}); move its folder away to run it again"
+            ) from error
+        if found != run.fingerprint:
+            raise ConfigError(
+                f"{run.folder}: holds a run with another fingerprint ({found}, this one is {run.fingerprint}): the same name, "
+                f"but {_difference(content.get('figures_from'), run.figures_from)}; move the folder away to run it again"
+            )
+        if file == path:
+            return content
+    return None
+
+
+def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, Any]:
+    """Train and test one run from wherever it stands, to its `result.json`; the caller holds the run's lock.
+
+    Raises:
+        Interrupted: told to stop; a checkpoint is there.
+        Diverged, CheckpointError, ...: the run failed.
+    """
+    import pytorch_lightning as pl
+
+    from bam_exp.checkpoint import Checkpoints, write_atomically
+    from bam_exp.complexity import complexity
+    from bam_exp.progress import FILE as progress_file  # noqa: N811
+    from bam_exp.progress import Curves, Progress
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    here = machine(cfg)
+    here.prepare()
+    with torch.device("meta"):
+        data, network, _ = build(cfg)
+        cost = complexity(network, data.size)
+    data.prepare()
+    pl.seed_everything(run.seed, verbose=False)
+    data, network, task = build(cfg)
+    network.to(memory_format=torch.channels_last)
+    if here.compile == "on" or (here.compile == "auto" and here.uses_gpu):
+        network.compile()
+
+    started = _begin(run)
+    logger = Curves(run.folder)
+    progress = Progress(run.name)
+    trainer = here.trainer(run.folder, logger=logger, callbacks=[progress, Keeper(here, interruption)], **task.limits)
+    checkpoints = Checkpoints(run.folder)
+    newest = checkpoints.newest(lambda line: print(f"{run.name}: {line}", file=sys.stderr))
+    if newest is not None:
+        task.history = checkpoints.load_checkpoint(newest)["history"]
+        task.trainer = trainer
+        task.replay()
+    trainer.fit(task, ckpt_path=newest, weights_only=True)
+    task.evaluate_last()
+
+    metrics = task.metrics()
+    logger.close({"seed": run.seed, **run.names}, metrics["top1_error"])
+    checkpoints.keep_only_newest()
+    result = {
+        "schema": SCHEMA,
+        "run": {**run.names, "seed": run.seed},
+        "command": run.command,
+        "fingerprint": run.fingerprint,
+        "figures_from": run.figures_from,
+        "metrics": metrics,
+        "params": cost.params,
+        "macs": cost.macs,
+        "epochs": task.history,
+        "hardware": here.description(),
+        "versions": {
+            "bam_exp": __version__,
+            **{name: version(name) for name in ("torch", "torchvision", "pytorch-lightning")},
+        },
+        **_commit(),
+        "start": started,
+        "end": _now(),
+        "seconds_per_epoch": progress.seconds_per_epoch(),
+        "peak_memory_mib": progress.peak_memory_mib(),
+    }
+    for passing in ("error.json", progress_file):
+        (run.folder / passing).unlink(missing_ok=True)
+    write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _begin(run: Run) -> str:
+    """Write `run.json`, which claims the folder for this fingerprint; the time of the first start."""
+    from bam_exp.checkpoint import write_atomically
+
+    begun = run.folder / "run.json"
+    if begun.is_file():
+        return str(json.loads(begun.read_text())["start"])
+    start = _now()
+    content = {"fingerprint": run.fingerprint, "command": run.command, "start": start, "figures_from": run.figures_from}
+    write_atomically(begun, json.dumps(content, indent=1) + "\n")
+    return start
+
+
+def _make(kinds: Mapping[str, tuple[Any, dict[str, Any]]], group: str, *context: Any) -> Any:
+    kind, knobs = kinds[group]
+    return config.call(group, kind, *context, **knobs)
+
+
+def _word(key: str, value: object) -> str:
+    """`reduction8`, `combine_max`: letters, digits and `._+-` only."""
+    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    text = "".join(
+        character if character.isalnum() or character in "._+-" else "_" for character in text.replace(" ", "")
+    )
+    return f"{key}{text}" if text[:1].isdigit() else f"{key}_{text.strip('_')}"
+
+
+def _typed(value: object) -> str:
+    """A value as Hydra's command line reads it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return "[" + ",".join(_typed(one) for one in value) + "]"
+    return str(value)
+
+
+def _difference(before: object, now: Mapping[str, Any]) -> str:
+    if not isinstance(before, dict):
+        return "another content"
+    for key, value in now.items():
+        old = before.get(key)
+        if old != value:
+            if isinstance(value, dict) and isinstance(old, dict):
+                for inner in {**old, **value}:
+                    if old.get(inner) != value.get(inner):
+                        return f"{key}.{inner} was {old.get(inner)}, now {value.get(inner)}"
+            return f"{key} was {old}, now {value}"
+    return "another content"
+
+
+def _commit() -> dict[str, Any]:
+    """Commit of the code and whether its tree was dirty; None where it is not run from a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__):
+            # What a run makes or its table becomes does not make the code dirty.
+            changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results", ":(exclude,top)runs")
+            return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return {"commit": None, "dirty": None}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

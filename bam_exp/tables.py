@@ -1,0 +1,329 @@
+"""The paper's tables as files (conf/table/*.yaml), their rows as configs of Hydra, and `bam-tables`."""
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+
+from bam_exp import config
+from bam_exp.config import ConfigError
+
+if TYPE_CHECKING:
+    from bam_exp.complexity import Complexity
+    from bam_exp.run import Run
+
+_KEYS = {"title", "task", "metric", "columns", "seeds", "base", "counting", "rows", "notes"}
+_ROW_KEYS = {"paper", "set", "label", "counting"}
+_COUNTING = {"classes": int, "bias": bool}
+FIGURES = {
+    "params": "Params",
+    "gflops": "GFLOPs",
+    "top1_error": "Top-1 error %",
+    "top5_error": "Top-5 error %",
+    "map": "mAP@[.5,.95]",
+    "map50": "mAP@.5",
+    "map75": "mAP@.75",
+}
+"""The columns a table can have, and how they are headed."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: what the paper prints, and what one would type."""
+
+    table: str
+    name: str
+    label: str
+    paper: Mapping[str, str]
+    set: Mapping[str, Any]
+    """`base` of the table and `set` of the row together."""
+    counting: Mapping[str, Any]
+    """How the print counts GFLOPs, where that is not the network's own count: with a head of other `classes`, with `bias`."""
+    notes: Mapping[str, str]
+    """Figure to the reason why ours is expected to differ from the print."""
+
+    def config(self, extra: Sequence[str] = ()) -> Any:
+        """The row's composed config; `extra` overrides win over the row."""
+        return config.compose([f"+row/{self.table}={self.name}", *extra])
+
+    def run(self, seed: int, extra: Sequence[str] = ()) -> "Run":
+        """The run of this row with one seed."""
+        from bam_exp.run import Run
+
+        cfg = self.config([*extra, f"seed={seed}"])
+        return Run.of(cfg, cfg.hydra.runtime.choices)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A published table."""
+
+    name: str
+    title: str
+    task: str
+    """`classification`, or `detection`: declared, not trained by this version."""
+    metric: str
+    columns: Sequence[str]
+    seeds: Sequence[int]
+    rows: Sequence[Row]
+    remarks: Sequence[str]
+    """Notes on the table as a whole."""
+
+
+def names() -> list[str]:
+    """The tables that there are."""
+    return config.choices("table")
+
+
+def load(name: str) -> Table:
+    """Read conf/table/<name>.yaml.
+
+    Raises:
+        ConfigError: if there is no such table, or naming the key of the file that is wrong.
+    """
+    path = config.config_dir() / "table" / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{name}: there is no such table{config.nearest(name, names())} (there are {', '.join(names())})"
+        )
+    try:
+        content = yaml.load(path.read_text(), config.YAML)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+
+    def refuse(what: str) -> ConfigError:
+        return ConfigError(f"{path}: {what}")
+
+    if not isinstance(content, dict) or not isinstance(content.get("rows"), dict):
+        raise refuse("should be a mapping with title, metric, columns, seeds, base and rows")
+    if unknown := set(content) - _KEYS:
+        raise refuse(f"{min(unknown)}: no such key{config.nearest(min(unknown), _KEYS)}")
+    columns = list(content["columns"])
+    if wrong := [column for column in columns if column not in FIGURES]:
+        raise refuse(f"columns: {wrong[0]} is none of {', '.join(FIGURES)}")
+    notes: dict[str, Any] = content.get("notes") or {}
+    task = content.get("task", "classification")
+    if task not in ("classification", "detection"):
+        raise refuse(f"task: {task} is neither classification nor detection")
+    rows = []
+    for row_name, row in content["rows"].items():
+        if unknown := set(row) - _ROW_KEYS:
+            raise refuse(f"rows.{row_name}.{min(unknown)}: no such key{config.nearest(min(unknown), _ROW_KEYS)}")
+        counting = {**(content.get("counting") or {}), **(row.get("counting") or {})}
+        for key, value in counting.items():
+            if type(value) is not _COUNTING.get(key):
+                raise refuse(f"counting.{key}={value}: should be classes (a number) or bias (true)")
+        paper = row.get("paper") or {}
+        for figure, printed in paper.items():
+            if figure not in columns or not isinstance(printed, str):
+                raise refuse(
+                    f"rows.{row_name}.paper.{figure}={printed}: should be one of the columns, its print in quotes"
+                )
+        reasons = notes.get(row_name) or {}
+        if wrong := [figure for figure in reasons if figure not in paper]:
+            raise refuse(f"notes.{row_name}.{wrong[0]}: the row prints no such figure")
+        chosen = {**(content.get("base") or {}), **(row.get("set") or {})}
+        label = str(row.get("label", row_name))
+        rows.append(Row(name, str(row_name), label, paper, chosen, counting, reasons))
+    if wrong := [key for key in notes if key != "table" and key not in content["rows"]]:
+        raise refuse(f"notes.{wrong[0]}: there is no such row")
+    remarks = list(notes.get("table") or [])
+    return Table(name, content["title"], task, content["metric"], columns, list(content["seeds"]), rows, remarks)
+
+
+def register(words: Sequence[str] = ()) -> None:
+    """Put every row (`+row/<table>=<row>`) and every table (`+experiment=<table>`) into Hydra's ConfigStore.
+
+    An experiment sweeps over the rows and the seeds of its table; a `seed=` among the words of the command line stands in
+    for the table's.
+    """
+    store = ConfigStore.instance()
+    own_seed = any(word.startswith("seed=") for word in words)
+    # Only the tables that the words name, if they name any: Hydra copies the whole store whenever it composes a config.
+    for name in [name for name in names() if any(name in word for word in words)] or names():
+        table = load(name)
+        if table.task != "classification":
+            if any(word.startswith((f"+experiment={name}", f"+row/{name}=")) for word in words):
+                raise ConfigError(f"{name}: a table of detectors, which this version declares but does not train")
+            continue
+        for row in table.rows:
+            store.store(group=f"row/{name}", name=row.name, node=_node(row), package="_global_")
+        params = {f"+row/{name}": ",".join(row.name for row in table.rows)}
+        if not own_seed:
+            params["seed"] = ",".join(str(seed) for seed in table.seeds)
+        node = {"hydra": {"mode": "MULTIRUN", "sweeper": {"params": params}}}
+        store.store(group="experiment", name=name, node=node, package="_global_")
+
+
+def _node(row: Row) -> dict[str, Any]:
+    """The row as a config: groups become overrides of the defaults list, dotted keys become values."""
+    node: dict[str, Any] = {"defaults": []}
+    for key, value in row.set.items():
+        group, _, rest = key.partition(".")
+        if not rest and group in config.GROUPS:
+            node["defaults"].append({f"override /{group}": value})
+        elif rest:
+            node.setdefault(group, {})[rest] = value
+        else:
+            node[group] = value
+    node["defaults"].append("_self_")
+    return node
+
+
+def row_complexity(row: Row, *, as_printed: bool = False) -> "Complexity":
+    """Parameters and multiply-accumulates of a row's network on the meta device; `as_printed` counts as the table's GFLOPs do."""
+    import torch
+
+    from bam_exp.complexity import complexity
+    from bam_exp.run import build
+
+    counting = row.counting if as_printed else {}
+    with torch.device("meta"):
+        data, network, _ = build(row.config(), classes=counting.get("classes"))
+    return complexity(network, data.size, count_bias=counting.get("bias", False))
+
+
+def agrees(printed: str, ours: int) -> bool:
+    """Whether a count rounds to the printed figure, at the printed precision (`24.07M`, `1.22` in units of 10^9)."""
+    try:
+        number = Decimal(printed.removesuffix("M"))
+    except InvalidOperation as error:
+        raise ConfigError(f"{printed}: should be a figure as the paper prints it, as 24.07M or 1.22") from error
+    unit = Decimal(10) ** (6 if printed.endswith("M") else 9)
+    return (Decimal(ours) / unit).quantize(number, rounding=ROUND_HALF_UP) == number
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One row's counts beside the print."""
+
+    row: Row
+    ours: "Complexity"
+    macs_as_printed: int
+
+    def count(self, figure: str) -> int:
+        """Our count for a figure of the table."""
+        return self.ours.params if figure == "params" else self.macs_as_printed
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of each figure that is counted and printed: `yes`, `no`, `noted` (differs, as the table's notes say it would) or
+        `unexpected` (noted, but equal)."""
+        found = {}
+        for figure in ("params", "gflops"):
+            if figure in self.row.paper:
+                equal, noted = agrees(self.row.paper[figure], self.count(figure)), figure in self.row.notes
+                found[figure] = ("unexpected" if noted else "yes") if equal else ("noted" if noted else "no")
+        return found
+
+
+def compare(table: Table) -> Iterator[Compared]:
+    """Count every row of a table of classifiers."""
+    for row in table.rows:
+        ours = row_complexity(row)
+        as_printed = row_complexity(row, as_printed=True) if row.counting else ours
+        yield Compared(row, ours, as_printed.macs)
+
+
+def params(table_names: Sequence[str], form: str) -> int:
+    """Print parameters and multiply-accumulates beside the paper's; 1 if one differs that no note names, else 0."""
+    loaded = [load(name) for name in table_names]
+    counted = [table for table in loaded if table.task == "classification"]
+    counts = dict.fromkeys(("yes", "noted", "no", "unexpected"), 0)
+    reasons = []
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if form == "csv":
+        writer.writerow(["table", "row", "params", "macs", "paper_params", "paper_gflops", "agrees"])
+    for table in counted:
+        if form == "text":
+            print(f"\n{table.title}\n  {'row':<24}{'params':>14}{'paper':>9} {'':<10}{'GMACs':>9}{'paper':>8}")
+        for one in compare(table):
+            verdicts, paper, row = one.verdicts, one.row.paper, one.row
+            for figure, verdict in verdicts.items():
+                counts[verdict] += 1
+                if verdict != "yes":
+                    reason = row.notes.get(figure, "no note names it")
+                    reasons.append(
+                        f"{table.name} {row.name} {figure}: printed {paper[figure]}, counted {one.count(figure):,}: {reason}"
+                    )
+            if form == "csv":
+                worst = next(
+                    (verdict for verdict in ("no", "unexpected", "noted", "yes") if verdict in verdicts.values()), ""
+                )
+                printed = [paper.get("params", ""), paper.get("gflops", "")]
+                writer.writerow([table.name, row.name, one.ours.params, one.ours.macs, *printed, worst])
+            else:
+                star = "*" if one.macs_as_printed != one.ours.macs and "gflops" in verdicts else ""
+                print(
+                    f"  {row.name:<24}{one.ours.params:>14,}{paper.get('params', ''):>9} {_mark(verdicts.get('params')):<10}"
+                    f"{one.ours.macs / 1e9:>9.4f}{paper.get('gflops', ''):>8} {_mark(verdicts.get('gflops'))}{star}".rstrip(),
+                    flush=True,
+                )
+    if form == "text":
+        if any(row.counting for table in counted for row in table.rows):
+            print(
+                "\n* the print counts otherwise: CIFAR networks with a head of 1,000 classes, SqueezeNet with its biases' additions"
+            )
+        if reasons:
+            print("\nFigures that differ, and why:\n" + "\n".join(f"  {reason}" for reason in reasons))
+        print(
+            f"\n{sum(counts.values())} printed figures: {counts['yes']} equal to the print's precision, "
+            f"{counts['noted']} differ as noted, {counts['no'] + counts['unexpected']} against expectation"
+            + "".join(f"; {table.name}: detectors, not counted" for table in loaded if table not in counted)
+        )
+    return 1 if counts["no"] or counts["unexpected"] else 0
+
+
+def _mark(verdict: str | None) -> str:
+    return {None: "", "yes": "equal", "no": "DIFFERS", "noted": "noted", "unexpected": "EQUAL (noted)"}[verdict]
+
+
+def main() -> None:
+    """`bam-tables`; what was typed wrong ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(
+        prog="bam-tables",
+        description="The tables of the BAM paper: what their networks cost, and what our runs measured beside the print.",
+        epilog="""examples:
+  bam-tables params                       every table: parameters and GMACs beside the paper's (no GPU, no data)
+  bam-tables params table1a --format csv
+  bam-tables report demo                  print the table made from finished runs; writes results/demo.md and .csv
+  bam-tables report table1a --output-dir /scratch/me
+  bam-tables report                       every table that has runs
+
+Runs are made by bam-train (bam-train --help). Figures of finished runs are kept in results/runs.csv, from which a table
+comes out the same in a clone without runs/.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    listed = f"names of tables ({', '.join(names())}); none: all"
+    counting = commands.add_parser("params", help="parameters and multiply-accumulates beside the paper's")
+    counting.add_argument("tables", nargs="*", metavar="table", help=listed)
+    counting.add_argument("--format", choices=("text", "csv"), default="text")
+    reporting = commands.add_parser("report", help="tables from finished runs")
+    reporting.add_argument("tables", nargs="*", metavar="table", help=listed)
+    reporting.add_argument(
+        "--output-dir", default=".", metavar="DIR", help="folder that holds runs/ and results/ (the current one)"
+    )
+    arguments = parser.parse_args()
+    try:
+        for name in arguments.tables:
+            load(name)
+        register(arguments.tables)
+        if arguments.command == "params":
+            raise SystemExit(params(arguments.tables or names(), arguments.format))
+        from bam_exp import report
+
+        raise SystemExit(report.main(arguments.tables or names(), arguments.output_dir))
+    except (ConfigError, OSError) as error:
+        print(f"bam-tables: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

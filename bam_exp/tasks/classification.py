@@ -1,0 +1,214 @@
+"""Image classification: cross-entropy, top-1 and top-5 error, SGD with a stepwise learning rate."""
+
+import math
+from typing import Annotated, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bam_exp.data import DeviceLoader
+from bam_exp.schema import checked
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Diverged(RuntimeError):
+    """The loss is not a finite number any more."""
+
+
+class Classification(pl.LightningModule):
+    """One network learning one data set by one recipe; its keyword arguments are the recipe.
+
+    Per epoch it keeps mean training loss and error, and loss, top-1 and top-5 error (%) of the test set, in `history` and in
+    TensorBoard. A step neither logs nor waits for the device: sums stay there until the epoch ends.
+
+    Args:
+        network: maps float images N x 3 x H x W to logits N x classes.
+        data: the data set (see `bam_exp.data`).
+        seed: with the epoch and the index, decides order and augmentation.
+        epochs: passes over the training set.
+        max_steps: stop after so many optimizer steps, None for never; for trying things out.
+        batch_size: images a step; the last batch of an epoch is smaller, none is dropped.
+        lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
+        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`.
+    """
+
+    train_sums: Tensor
+    test_sums: Tensor
+
+    @checked
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Any,
+        seed: int,
+        *,
+        epochs: PositiveInt,
+        max_steps: PositiveInt | None = None,
+        batch_size: Annotated[int, Field(ge=2)] = 128,
+        lr: PositiveFloat = 0.1,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
+        nesterov: bool = False,
+        weight_decay: NonNegativeFloat = 5e-4,
+        milestones: list[Fraction] = [0.5, 0.75],  # noqa: B006 (read only)
+        gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
+    ) -> None:
+        super().__init__()
+        if nesterov and momentum == 0:
+            raise ValueError("nesterov=true needs a momentum above 0")
+        if data.train_size % batch_size == 1:
+            raise ValueError(
+                f"batch_size={batch_size}: the last batch of {data.train_size} images would have one, which batch "
+                f"normalisation cannot train on; {batch_size + 1} or {batch_size - 1} would do"
+            )
+        self.network = network
+        self.data = data
+        self.seed = seed
+        self.epochs = epochs
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.sgd = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self.milestones = [round(fraction * epochs) for fraction in milestones]
+        self.gamma = gamma
+        self.history: list[dict[str, float]] = []
+        # Sums over the epoch so far, in double precision: loss, wrong at top 1, wrong at top 5, images. In the state dict,
+        # so that a run continued inside an epoch closes it with the same figures.
+        self.register_buffer("train_sums", torch.zeros(4, dtype=torch.float64))
+        self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Where Lightning stops."""
+        return {"max_epochs": self.epochs, "max_steps": self.max_steps or -1}
+
+    def train_dataloader(self) -> DeviceLoader:
+        """The training set on the device, shuffled and augmented."""
+        return self._loader("train", pad=self.data.pad, flip=self.data.flip, shuffle=True)
+
+    def val_dataloader(self) -> DeviceLoader:
+        """The test set on the device, as it is."""
+        return self._loader("test")
+
+    def _loader(self, split: Literal["train", "test"], **augmentation: Any) -> DeviceLoader:
+        images, labels = self.data.load(split)
+        return DeviceLoader(
+            images,
+            labels,
+            batch_size=self.batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            seed=self.seed,
+            device=self.trainer.strategy.root_device,
+            **augmentation,
+        )
+
+    def configure_optimizers(self) -> Any:
+        """SGD, its learning rate changed at the epochs of `milestones`."""
+        optimizer = torch.optim.SGD(self.network.parameters(), **self.sgd)  # type: ignore[arg-type]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones, self.gamma)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
+        """Loss of one batch."""
+        images, labels = batch
+        logits = self.network(images)
+        loss = F.cross_entropy(logits, labels)
+        _add(self.train_sums, logits, labels, loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
+        """Errors of one batch of the test set."""
+        images, labels = batch
+        logits = self.network(images)
+        _add(self.test_sums, logits, labels, F.cross_entropy(logits, labels))
+
+    def on_train_epoch_start(self) -> None:
+        """Open the sums of an epoch (not called when a run continues inside one)."""
+        self.train_sums.zero_()
+
+    def on_validation_epoch_start(self) -> None:
+        """Open the sums of an evaluation."""
+        self.test_sums.zero_()
+
+    def on_train_epoch_end(self) -> None:
+        """Close the epoch: figures to the history and to TensorBoard.
+
+        Raises:
+            Diverged: if the training loss is not finite.
+        """
+        train = _means(self.train_sums)
+        if not math.isfinite(train["loss"]):
+            raise Diverged(f"the training loss is {train['loss']} in epoch {self.current_epoch + 1}")
+        figures = {f"train/{name}": value for name, value in train.items() if name != "top5_error"}
+        if self.test_sums[3] > 0:  # an epoch cut short by max_steps has had no evaluation yet: see `evaluate_last`
+            figures |= {f"test/{name}": value for name, value in _means(self.test_sums).items()}
+        self._close(figures)
+        self.test_sums.zero_()
+
+    def evaluate_last(self) -> None:
+        """Evaluate after the last step, where Lightning stopped inside an epoch and so did not."""
+        if self.history and "test/top1_error" not in self.history[-1]:
+            figures = self.history.pop()
+            self.trainer.validate(self, verbose=False)
+            self._close(figures | {f"test/{name}": value for name, value in _means(self.test_sums).items()})
+
+    def _close(self, figures: dict[str, float]) -> None:
+        self.history.append(figures)
+        if "test/top1_error" in figures:
+            self.replay(len(self.history) - 1)
+
+    def replay(self, first: int = 0) -> None:
+        """Write the curves from this epoch on to TensorBoard."""
+        for epoch, figures in enumerate(self.history[first:], start=first + 1):
+            if self.logger is not None and "test/top1_error" in figures:
+                self.logger.log_metrics(figures, step=epoch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the curves, and the random numbers of whatever draws any (dropout)."""
+        checkpoint["history"] = self.history
+        checkpoint["rng"] = torch.get_rng_state()
+        if torch.cuda.is_available() and self.device.type == "cuda":
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the curves and the random numbers up again."""
+        self.history = list(checkpoint["history"])
+        torch.set_rng_state(checkpoint["rng"])
+        if "cuda_rng" in checkpoint and torch.cuda.is_available():
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"])
+
+    def metrics(self) -> dict[str, float | int]:
+        """What the run measured: the test figures of the last epoch, and of the best one (chosen on the test set)."""
+        errors = [figures["test/top1_error"] for figures in self.history]
+        best = min(range(len(errors)), key=errors.__getitem__)
+        last = self.history[-1]
+        return {
+            "top1_error": last["test/top1_error"],
+            "top5_error": last["test/top5_error"],
+            "test_loss": last["test/loss"],
+            "train_loss": last["train/loss"],
+            "best_top1_error": errors[best],
+            "best_epoch": best + 1,
+        }
+
+
+def _add(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+    with torch.no_grad():
+        of_label = logits.gather(1, labels[:, None])
+        rank = (logits > of_label).sum(1)
+        # A logit equal to the label's counts against it, and so does NaN: a network that says the same for all is wrong.
+        rank += (logits == of_label).sum(1) - 1
+        rank = torch.where(of_label[:, 0].isnan(), logits.shape[1], rank)
+        count = labels.numel()
+        wrong1, wrong5 = (rank >= 1).sum(), (rank >= 5).sum()
+        sums += torch.stack(
+            [loss.double() * count, wrong1.double(), wrong5.double(), wrong1.new_full((), count).double()]
+        )
+
+
+def _means(sums: Tensor) -> dict[str, float]:
+    loss, wrong1, wrong5, count = sums.tolist()
+    return {"loss": loss / count, "top1_error": 100 * wrong1 / count, "top5_error": 100 * wrong5 / count}

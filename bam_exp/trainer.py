@@ -1,0 +1,181 @@
+"""The machine a run trains on: device, threads, precision, checkpoints in time, and the Lightning trainer made for it."""
+
+import os
+import platform
+import signal
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.loggers import Logger
+
+from bam_exp.checkpoint import Checkpoints
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+class Machine:
+    """Where and how a run computes. Nothing here changes what is computed beyond rounding; none of it is in a run's name."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    threads: PositiveInt | None = None
+    deterministic: bool = False
+    checkpoint_epochs: PositiveInt = 1
+    checkpoint_minutes: PositiveFloat = 10.0
+    gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    runs_per_gpu: PositiveInt = 1
+    time_limit_minutes: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a GPU where there is none."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use; device=cpu or device=auto")
+
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether runs go to a GPU."""
+        return self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
+
+    @property
+    def precision_used(self) -> str:
+        """ "bfloat16" (autocast) or "float32"."""
+        if self.precision != "auto":
+            return self.precision
+        return "bfloat16" if self.uses_gpu else "float32"
+
+    def prepare(self) -> None:
+        """Set threads and kernels of this process."""
+        torch.set_num_threads(self.threads or len(os.sched_getaffinity(0)))
+        if self.uses_gpu:
+            torch.backends.cudnn.benchmark = not self.deterministic
+        if self.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+    def trainer(self, folder: Path, *, logger: Logger, callbacks: list[pl.Callback], **limits: Any) -> pl.Trainer:
+        """A Lightning trainer for one run on this machine; `limits` are `max_epochs` and `max_steps`."""
+        return pl.Trainer(
+            accelerator="gpu" if self.uses_gpu else "cpu",
+            devices=1,
+            precision="bf16-mixed" if self.precision_used == "bfloat16" else "32-true",
+            default_root_dir=folder,
+            logger=logger,
+            callbacks=callbacks,
+            plugins=[Checkpoints(folder)],
+            enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=1_000_000,  # nothing is logged in a step: curves are per epoch
+            deterministic="warn" if self.deterministic else None,
+            **limits,
+        )
+
+    def description(self) -> dict[str, Any]:
+        """What a result keeps of the hardware: device, processor, threads, precision."""
+        return {
+            "device": torch.cuda.get_device_name() if self.uses_gpu else "CPU",
+            "cpu": _cpu_name(),
+            "threads": torch.get_num_threads(),
+            "precision": self.precision_used,
+        }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+PARENT = "BAM_EXP_PARENT"
+"""Environment variable with the process id of the sweep that started a run."""
+
+
+class Keeper(Checkpoint):
+    """Saves the run at the end of epochs, every so many minutes, and before it goes when it is told to stop.
+
+    It is a `Checkpoint` so that Lightning calls it after the task has closed the epoch. It never saves at the last batch of
+    an epoch: resuming from there makes Lightning run extra steps; the epoch's end is a moment later.
+    """
+
+    def __init__(self, machine: Machine, interruption: "Interruption") -> None:
+        super().__init__()
+        self.epochs = machine.checkpoint_epochs
+        self.interval = timedelta(minutes=machine.checkpoint_minutes).total_seconds()
+        self.interruption = interruption
+        self.saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals over from Lightning, whose handlers end a run with exit code 0."""
+        self.interruption.listen()
+        self.saved = time.monotonic()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        """Save inside an epoch when it is time or when told to stop."""
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            return
+        if self.interruption.came or time.monotonic() - self.saved > self.interval:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save every `checkpoint_epochs`, at the end of training and when told to stop."""
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        if last or (trainer.current_epoch + 1) % self.epochs == 0 or self.interruption.came:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(trainer.default_root_dir)
+        self.saved = time.monotonic()
+        self.interruption.act()
+
+
+class Interrupted(BaseException):
+    """The run was told to stop and has saved where it stands."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Interruption:
+    """SIGTERM, SIGINT, SLURM's USR2, or the death of the sweep that started this run, as a flag looked at between batches."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.parent = os.environ.get(PARENT)
+
+    def listen(self) -> None:
+        """Let the signals set the flag; a second Ctrl-C acts at once."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        if self.number == number == signal.SIGINT:
+            raise Interrupted(number)
+        self.number = number
+
+    @property
+    def came(self) -> bool:
+        """Whether the run was told to stop."""
+        if self.number is None and self.parent is not None and str(os.getppid()) != self.parent:
+            self.number = signal.SIGTERM
+        return self.number is not None
+
+    def act(self) -> None:
+        """Raise `Interrupted` if the run was told to stop."""
+        if self.came:
+            assert self.number is not None
+            raise Interrupted(self.number)

@@ -1,0 +1,83 @@
+"""What every test may use."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+TINY = (
+    "data.train_size=160",
+    "data.test_size=40",
+    "recipe.batch_size=32",
+    "recipe.epochs=2",
+    "trainer.threads=1",
+    "trainer.device=cpu",
+)
+"""Overrides that make a run of the built-in data a matter of a second."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real data and notes beside the project (or at $BAM_SHARED); tests that need it skip without it."""
+    folder = Path(os.environ.get("BAM_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "data" / "README.md").is_file():
+        pytest.skip(f"no real data at {folder} (set BAM_SHARED to the folder that holds it)")
+    return folder
+
+
+def _command(
+    main: Callable[[], None], name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    def run(*words: str) -> Ended:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", [name, *words])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            GlobalHydra.instance().clear()
+        return Ended(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def bam_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`bam-train` in an empty current folder, in this process; the jobs of a sweep are processes of their own all the same."""
+    from bam_exp.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield _command(main, "bam-train", monkeypatch, capfd)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bam_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """`bam-tables` in the same current folder."""
+    from bam_exp.tables import main
+
+    monkeypatch.chdir(tmp_path)
+    return _command(main, "bam-tables", monkeypatch, capfd)

@@ -1,0 +1,109 @@
+"""Checkpoints: what was written is what is read, damage is found, an older generation stands in, a failed write loses nothing."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from bam_exp.checkpoint import CheckpointError, Checkpoints, write_atomically
+
+
+def content(step: int) -> dict[str, object]:
+    generator = torch.Generator().manual_seed(step)
+    return {"global_step": step, "state_dict": {"weight": torch.randn(64, 32, generator=generator)}}
+
+
+def save(folder: Path, *steps: int) -> Checkpoints:
+    checkpoints = Checkpoints(folder)
+    for step in steps:
+        checkpoints.save_checkpoint(content(step), folder)
+    return checkpoints
+
+
+def test_the_newest_of_two_generations_is_read_back(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2, 10)
+    assert len(list(tmp_path.iterdir())) == 2
+    newest = checkpoints.newest(pytest.fail)
+    assert newest is not None
+    read = checkpoints.load_checkpoint(newest)
+    assert read["global_step"] == 10
+    assert torch.equal(read["state_dict"]["weight"], content(10)["state_dict"]["weight"])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_a_cut_file_is_passed_over_for_the_older(tmp_path: Path, share: float) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    newest = checkpoints.newest(pytest.fail)
+    assert newest is not None
+    os.truncate(newest, int(newest.stat().st_size * share))
+    said: list[str] = []
+    older = checkpoints.newest(said.append)
+    assert older is not None
+    assert "-00000001-" in older.name
+    assert len(said) == 1
+    assert newest.name in said[0]
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    newest = checkpoints.newest(pytest.fail)
+    assert newest is not None
+    good = newest.read_bytes()
+    chance = random.Random(0)
+    for _ in range(200):
+        bit = chance.randrange(len(good) * 8)
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        newest.write_bytes(bad)
+        with pytest.raises(CheckpointError, match="damaged"):
+            checkpoints.load_checkpoint(newest)
+        older = checkpoints.newest(lambda _line: None)
+        assert older is not None
+        assert "-00000001-" in older.name
+
+
+def test_nothing_is_left_when_no_generation_holds(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 1, 2)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    assert checkpoints.newest(lambda _line: None) is None
+
+
+def test_a_pickle_that_calls_something_is_not_loaded(tmp_path: Path) -> None:
+    class Call:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (os.mkdir, (str(tmp_path / "called"),))
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save_checkpoint({"global_step": 1, "bad": Call()}, tmp_path)
+    newest = checkpoints.newest(pytest.fail)
+    assert newest is not None
+    with pytest.raises(Exception, match=r"[Ww]eights"):
+        checkpoints.load_checkpoint(newest)
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_failed_write_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints = save(tmp_path, 1)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device") as raised:
+        checkpoints.save_checkpoint(content(2), tmp_path)
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_write_that_fails_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [one.name for one in tmp_path.iterdir()] == ["a.json"]

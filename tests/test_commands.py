@@ -1,0 +1,119 @@
+"""What a person types: help, showing a config, and mistakes, each answered in one line with exit code 2 and nothing written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command
+
+
+def test_help_is_written_for_a_person(bam_train: Command) -> None:
+    ended = bam_train("--help")
+    assert ended.code == 0
+    assert ended.out.count("bam-train ") >= 5
+    for word in ("backbone", "resnet50", "bam_released", "table1a", "runs/<data>", "bam-tables report"):
+        assert word in ended.out
+
+
+def test_tables_help_names_the_tables(bam_tables: Command) -> None:
+    ended = bam_tables("--help")
+    assert ended.code == 0
+    assert "bam-tables params" in ended.out
+    assert "runs.csv" in ended.out
+
+
+def test_the_resolved_config_can_be_shown(bam_train: Command) -> None:
+    ended = bam_train("attention.reduction=8", "--cfg", "job", "--resolve")
+    assert ended.code == 0
+    assert "reduction: 8" in ended.out
+    assert "_target_: bam_exp.attention.BAM" in ended.out
+
+
+def test_python_m_works_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bam_exp", "+row/table1a=r8", "--cfg", "job"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "reduction: 8" in shown.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_completion_offers_choices(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("bam-train")), "-sc", "query=bash"]
+    environment = {**os.environ, "COMP_LINE": "bam-train attention=ba", "COMP_POINT": "22"}
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=environment)
+    assert {"attention=bam", "attention=bam_released"} <= set(shown.stdout.split())
+
+
+WRONG = {
+    "unknown backbone": (["backbone=resnet51"], ["resnet51", "resnet50"]),
+    "unknown attention": (["attention=bum"], ["bum", "bam"]),
+    "unknown row": (["+row/table1a=r7"], ["r7", "r8"]),
+    "unknown table": (["+experiment=table1z"], ["table1z", "table1a"]),
+    "reduction that does not divide": (["attention.reduction=7"], ["reduction", "7", "16"]),
+    "misspelt key": (["attention.reductoin=8"], ["attention.reductoin", "attention.reduction"]),
+    "misspelt key with plus": (["+attention.reductoin=8"], ["attention.reductoin=8", "reduction"]),
+    "misspelt setting": (["+dta_root=x"], ["dta_root", "data_root"]),
+    "misspelt group": (["bakbone=resnet50"], ["bakbone", "backbone"]),
+    "key of another attention": (["attention=none", "+attention.dilation=2"], ["attention.dilation=2"]),
+    "wrong type": (["attention.reduction=eight"], ["attention.reduction=eight"]),
+    "out of range": (["recipe.momentum=1.5"], ["recipe.momentum=1.5"]),
+    "foreign target": (["backbone._target_=os.system"], ["os.system"]),
+    "foreign target through bam_exp": (
+        ["backbone._target_=bam_exp.run.subprocess.run"],
+        ["bam_exp.run.subprocess.run"],
+    ),
+    "target of another group": (["backbone._target_=bam_exp.attention.BAM"], ["bam_exp.attention.BAM"]),
+    "deleted group": (["~attention"], ["attention"]),
+    "bad seed": (["seed=-1"], ["seed=-1"]),
+    "last batch of one": (["data.train_size=160", "recipe.batch_size=53"], ["batch_size=53"]),
+    "a secret": (["+wandb_token=abc123"], ["wandb_token", "secret"]),
+    "not an override": (["attention"], ["attention"]),
+    "no data": (["data=cifar100", "data_root=nowhere"], ["nowhere", "cifar-100-python"]),
+}
+
+
+@pytest.mark.parametrize("multirun", [[], ["-m", "seed=0,1"]], ids=["run", "sweep"])
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes_get_one_line(bam_train: Command, tmp_path: Path, case: str, multirun: list[str]) -> None:
+    words, expected = WRONG[case]
+    if multirun and any(word.startswith("seed=") for word in words):
+        multirun = ["-m", "attention=bam,se"]
+    ended = bam_train(*multirun, *words)
+    assert ended.code == 2
+    lines = ended.err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("bam-train: ")
+    for word in expected:
+        assert word in lines[0]
+    assert "abc123" not in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_wrong_job_stops_the_sweep_before_the_first_starts(bam_train: Command, tmp_path: Path) -> None:
+    ended = bam_train("-m", "attention.reduction=8,7", *TINY)
+    assert ended.code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["params", "table9"], ["report", "table1"]])
+def test_an_unknown_table_gets_one_line(bam_tables: Command, tmp_path: Path, words: list[str]) -> None:
+    ended = bam_tables(*words)
+    assert ended.code == 2
+    assert len(ended.err.strip().splitlines()) == 1
+    assert "table1a" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_another_fingerprint_is_refused(bam_train: Command, tmp_path: Path) -> None:
+    assert bam_train(*TINY).code == 0
+    [result] = tmp_path.glob("runs/**/result.json")
+    content = json.loads(result.read_text())
+    content["fingerprint"] = "0" * 16
+    content["figures_from"]["recipe"]["lr"] = 0.2
+    result.write_text(json.dumps(content))
+    ended = bam_train(*TINY)
+    assert ended.code == 2
+    assert "recipe.lr was 0.2, now 0.1" in ended.err
+    assert json.loads(result.read_text()) == content

@@ -1,0 +1,129 @@
+"""Reports: what stands in a table, what does not, and that they come out the same without the runs."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+from conftest import TINY, Command
+
+SWEEP = ("+experiment=demo", *TINY)
+NAME = "demo--shapes-train_size160-test_size40--demo-epochs2-batch_size32"
+
+
+def rows(path: Path) -> dict[str, dict[str, str]]:
+    with path.open() as file:
+        return {row["row"]: row for row in csv.DictReader(file)}
+
+
+def fake_result(folder: Path, error: float, *, row: str = "r8", seed: int = 0, recipe: str = "cifar100") -> Path:
+    """A finished run of a row of Table 1(a), as `execute` leaves it."""
+    from bam_exp import tables
+    from bam_exp.run import SCHEMA
+
+    tables.register()
+    [found] = [one for one in tables.load("table1a").rows if one.name == row]
+    run = found.run(seed, [f"output_dir={folder}", f"recipe={recipe}"])
+    run.folder.mkdir(parents=True)
+    shared = {"fingerprint": run.fingerprint, "command": run.command, "start": "2026-01-01T00:00:00+00:00"}
+    (run.folder / "run.json").write_text(json.dumps(shared))
+    result = {
+        **shared,
+        "schema": SCHEMA,
+        "metrics": {"top1_error": error, "top5_error": 5.0, "best_top1_error": error, "best_epoch": 300},
+        "hardware": {"device": "TestGPU", "cpu": "TestCPU", "threads": 2, "precision": "float32"},
+        "versions": {"torch": "2.15.0"},
+        "params": 24_620_315,
+        "commit": "0123456789ab",
+        "dirty": False,
+        "end": "2026-01-01T01:00:00+00:00",
+    }
+    (run.folder / "result.json").write_text(json.dumps(result))
+    return run.folder
+
+
+def test_a_report_sets_ours_beside_the_papers(bam_tables: Command, tmp_path: Path) -> None:
+    for seed, error in enumerate((20.0, 20.5, 21.0)):
+        fake_result(tmp_path, error, seed=seed)
+    ended = bam_tables("report", "table1a")
+    assert ended.code == 0
+    row = rows(tmp_path / "results/table1a.csv")["r8"]
+    assert row["top1_error"] == "20.50"
+    assert row["std"] == "0.50"
+    assert row["n"] == "3"
+    assert row["paper_top1_error"] == "20.56"
+    assert row["difference"] == "-0.06"
+    assert rows(tmp_path / "results/table1a.csv")["r4"]["top1_error"] == ""
+    markdown = (tmp_path / "results/table1a.md").read_text()
+    for word in ("20.50 ± 0.50", "TestGPU", "0123456789ab", "Runs: 3", "cifar100", "23.71M"):
+        assert word in markdown
+    assert markdown in ended.out
+
+
+def test_another_recipe_makes_a_table_of_its_own(bam_tables: Command, tmp_path: Path) -> None:
+    fake_result(tmp_path, 30.0, recipe="cifar100_short")
+    assert bam_tables("report", "table1a").code == 0
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["n"] == "0"
+    assert "30.00" not in (tmp_path / "results/table1a.md").read_text()
+    assert rows(tmp_path / "results/table1a--cifar100_short.csv")["r8"]["top1_error"] == "30.00"
+    assert (
+        "with recipe `cifar100_short`" in (tmp_path / "results/table1a--cifar100_short.md").read_text().splitlines()[0]
+    )
+
+
+def test_a_clone_without_runs_gives_the_same_bytes(bam_tables: Command, tmp_path: Path) -> None:
+    fake_result(tmp_path, 20.0)
+    fake_result(tmp_path, 30.0, recipe="cifar100_short")
+    assert bam_tables("report", "table1a").code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "results").glob("table*")}
+    assert len(before) == 4
+    shutil.rmtree(tmp_path / "runs")
+    for name in before:
+        (tmp_path / "results" / name).unlink()
+    assert bam_tables("report", "table1a").code == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results").glob("table*")} == before
+
+
+def test_a_failed_run_is_named_and_not_in_the_table(bam_tables: Command, tmp_path: Path) -> None:
+    folder = fake_result(tmp_path, 20.0, seed=1)
+    (folder / "result.json").unlink()
+    (folder / "error.json").write_text(json.dumps({"reason": "Diverged: the training loss is nan", "traceback": ""}))
+    assert bam_tables("report", "table1a").code == 0
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["n"] == "0"
+    assert (
+        "FAILED: cifar100/resnet50/bam-reduction8/cifar100/seed1: Diverged"
+        in (tmp_path / "results/table1a.md").read_text()
+    )
+
+
+def test_a_stale_run_is_named_and_not_in_the_table(bam_tables: Command, tmp_path: Path) -> None:
+    folder = fake_result(tmp_path, 20.0)
+    for name in ("run.json", "result.json"):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**content, "fingerprint": "0" * 16}))
+    assert bam_tables("report", "table1a").code == 0
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["n"] == "0"
+    assert "Stale" in (tmp_path / "results/table1a.md").read_text()
+
+
+def test_a_spoilt_store_is_refused_and_kept(bam_tables: Command, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    store = tmp_path / "results/runs.csv"
+    store.write_text("a,b\n1,2\n")
+    ended = bam_tables("report", "table1a")
+    assert ended.code == 2
+    assert "runs.csv" in ended.err
+    assert store.read_text() == "a,b\n1,2\n"
+
+
+def test_a_sweep_over_a_table_ends_in_its_report(bam_train: Command, bam_tables: Command, tmp_path: Path) -> None:
+    ended = bam_train(*SWEEP)
+    assert ended.code == 0
+    assert "5 runs: 0 done already, 5 to run" in ended.out
+    assert "5 of 5 runs done" in ended.out
+    assert bam_tables("report", "demo").code == 0
+    assert all(float(row["top1_error"]) > 0 for row in rows(tmp_path / f"results/{NAME}.csv").values())
+    assert all(row["n"] == "0" for row in rows(tmp_path / "results/demo.csv").values())
+    again = bam_train(*SWEEP)
+    assert again.code == 0
+    assert "nothing left to run" in again.out

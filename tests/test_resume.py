@@ -1,0 +1,166 @@
+"""A run stopped anywhere and started again ends bitwise where the undisturbed one ends: weights, curves, step count."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bam_exp import config, isolate
+from bam_exp.checkpoint import Checkpoints
+from bam_exp.run import Run, execute
+from bam_exp.trainer import Interrupted, Interruption, Keeper
+
+STEPS_PER_EPOCH, EPOCHS = 4, 3
+STEPS = STEPS_PER_EPOCH * EPOCHS
+WORDS = (
+    "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", f"recipe.epochs={EPOCHS}", "recipe.milestones=[0.34]",
+    "trainer.threads=1", "trainer.device=cpu", "backbone.widen=0.5", "attention.reduction=8",
+)  # fmt: skip
+
+At = Callable[[int | None, str], None]
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
+    """Arrange for the next start of a run to be stopped after so many steps: by a signal, or by a crash that saves nothing."""
+    plan: dict[str, Any] = {}
+    original = Keeper.on_train_batch_end
+
+    def on_train_batch_end(self: Keeper, trainer: Any, module: Any, *rest: Any) -> None:
+        if trainer.global_step == plan.get("step"):
+            if plan["how"] == "crash":
+                raise KeyError("crash")
+            self.interruption.number = signal.SIGTERM
+        original(self, trainer, module, *rest)
+
+    monkeypatch.setattr(Keeper, "on_train_batch_end", on_train_batch_end)
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    yield lambda step, how: plan.update(step=step, how=how)
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def start(folder: Path, *words: str) -> dict[str, Any]:
+    cfg = config.compose([*WORDS, f"output_dir={folder}", *words])
+    run = Run.of(cfg, cfg.hydra.runtime.choices)
+    with isolate.claimed(run):
+        return execute(run, cfg, Interruption())
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    """Weights and buffers, optimizer, schedule, counts and random state of the finished run."""
+    [run] = [path.parent for path in folder.glob("runs/**/result.json")]
+    checkpoints = Checkpoints(run)
+    newest = checkpoints.newest(pytest.fail)
+    assert newest is not None
+    content = checkpoints.load_checkpoint(newest)
+    return {
+        key: content[key]
+        for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step", "rng", "history")
+    }
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    [run] = [path.parent for path in folder.glob("runs/**/result.json")]
+    assert len(list(run.glob("events*"))) == 1
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def assert_same(first: Any, second: Any, where: str = "") -> None:
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    threads = torch.get_num_threads()
+    start(folder)
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_a_run_stopped_at_any_step_ends_bitwise_the_same(
+    stop_at: At, undisturbed: Path, tmp_path: Path, step: int, how: str
+) -> None:
+    stop_at(step, how)
+    with pytest.raises((Interrupted, KeyError)):
+        start(tmp_path)
+    stop_at(None, how)
+    result = start(tmp_path)
+    assert len(result["epochs"]) == EPOCHS
+    assert_same(final_state(undisturbed), final_state(tmp_path))
+    assert curves(undisturbed) == curves(tmp_path)
+
+
+@pytest.mark.parametrize("steps", [(1, 2), (2, 4), (3, 4, 5), (4, 8, 12), (5, 6, 7), (7, 11), (8, 9), (4, 5, 12)])
+def test_a_run_stopped_several_times_counts_its_steps_right(
+    stop_at: At, undisturbed: Path, tmp_path: Path, steps: tuple[int, ...]
+) -> None:
+    for step in steps:
+        stop_at(step, "signal")
+        with pytest.raises(Interrupted):
+            start(tmp_path)
+    stop_at(None, "signal")
+    start(tmp_path)
+    assert final_state(tmp_path)["global_step"] == STEPS
+    assert_same(final_state(undisturbed), final_state(tmp_path))
+
+
+def test_random_layers_go_on_where_they_were(stop_at: At, tmp_path: Path) -> None:
+    words = ("backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1", "backbone.dropout=0.3")
+    stop_at(None, "signal")
+    start(tmp_path / "a", *words)
+    stop_at(6, "signal")
+    with pytest.raises(Interrupted):
+        start(tmp_path / "b", *words)
+    stop_at(None, "signal")
+    start(tmp_path / "b", *words)
+    assert_same(final_state(tmp_path / "a"), final_state(tmp_path / "b"))
+
+
+def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
+    stop_at: At, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_at(9, "signal")
+    with pytest.raises(Interrupted):
+        start(tmp_path)
+    newest = max(tmp_path.glob("runs/**/checkpoint-*.pt"), key=lambda path: path.name)
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 4
+    newest.write_bytes(content)
+    stop_at(None, "signal")
+    start(tmp_path)
+    assert "damaged" in capsys.readouterr().err
+    assert_same(final_state(undisturbed), final_state(tmp_path))
+
+
+def test_a_diverged_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = config.compose([*WORDS, f"output_dir={tmp_path}", "recipe.lr=1.0e+30"])
+    run = Run.of(cfg, cfg.hydra.runtime.choices)
+    with pytest.raises(SystemExit) as ended:
+        isolate.train_here(run, cfg)
+    assert ended.value.code == 1
+    assert "training loss is" in json.loads((run.folder / "error.json").read_text())["reason"]
+    assert not (run.folder / "result.json").exists()

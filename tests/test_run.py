@@ -1,0 +1,117 @@
+"""A run from the command to its folder: result, curves in TensorBoard's own reader, names, and not running twice."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bam_exp import config
+from bam_exp.run import Run
+
+
+def run_of(*words: str) -> Run:
+    cfg = config.compose(words)
+    return Run.of(cfg, cfg.hydra.runtime.choices)
+
+
+def test_a_run_is_a_folder_with_everything_in_it(bam_train: Command, tmp_path: Path) -> None:
+    ended = bam_train("attention.reduction=8", "seed=3", *TINY)
+    assert ended.code == 0
+    folder = tmp_path / "runs/shapes-train_size160-test_size40/resnet20/bam-reduction8/demo-epochs2-batch_size32/seed3"
+    kinds = {path.name.partition("-")[0].partition(".out")[0] for path in folder.iterdir()}
+    assert kinds == {"checkpoint", "events", "run.json", "result.json", ".lock"}
+    result = json.loads((folder / "result.json").read_text())
+    assert 0 <= result["metrics"]["top1_error"] <= 100
+    assert result["metrics"]["best_top1_error"] <= result["metrics"]["top1_error"]
+    assert result["hardware"]["threads"] == 1
+    assert result["run"]["attention"] == "bam-reduction8"
+    assert result["figures_from"]["attention"]["dilation"] == 4
+    assert len(result["epochs"]) == 2
+    assert result["start"] <= result["end"]
+    for key in ("commit", "dirty", "versions", "seconds_per_epoch", "peak_memory_mib", "params", "macs", "fingerprint"):
+        assert key in result
+
+
+def test_tensorboard_reads_one_file_with_curves_and_hparams(bam_train: Command, tmp_path: Path) -> None:
+    assert bam_train(*TINY).code == 0
+    [folder] = tmp_path.glob("runs/*/*/*/*/seed0")
+    assert len(list(folder.glob("events*"))) == 1
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/top1_error", "test/loss", "test/top1_error", "test/top5_error", "top1_error"} <= tags
+    assert "hp_metric" not in tags
+    curve = events.Scalars("test/top1_error")
+    assert [event.step for event in curve] == [1, 2]
+    result = json.loads((folder / "result.json").read_text())
+    assert curve[-1].value == pytest.approx(result["metrics"]["top1_error"])
+    [final] = events.Scalars("top1_error")
+    assert final.value == pytest.approx(result["metrics"]["top1_error"])
+    plugin = events.SummaryMetadata("_hparams_/session_start_info")
+    assert plugin.plugin_data.plugin_name == "hparams"
+
+
+def test_a_finished_run_is_not_run_again(bam_train: Command, tmp_path: Path) -> None:
+    assert bam_train(*TINY).code == 0
+    [result] = tmp_path.glob("runs/**/result.json")
+    before = result.stat().st_mtime_ns
+    ended = bam_train(*TINY)
+    assert ended.code == 0
+    assert "done already" in ended.out
+    assert result.stat().st_mtime_ns == before
+
+
+def test_the_same_seed_gives_the_same_number_and_another_another(bam_train: Command, tmp_path: Path) -> None:
+    losses = []
+    for words in (["output_dir=a"], ["output_dir=b"], ["output_dir=c", "seed=1"]):
+        assert bam_train(*words, *TINY).code == 0
+        [result] = (tmp_path / words[0].removeprefix("output_dir=")).glob("runs/**/result.json")
+        losses.append(json.loads(result.read_text())["epochs"])
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_a_limit_on_steps_shows_in_the_name_and_still_ends_with_a_test_error(
+    bam_train: Command, tmp_path: Path
+) -> None:
+    assert bam_train(*TINY, "recipe.max_steps=3").code == 0
+    [result] = tmp_path.glob("runs/**/result.json")
+    assert "max_steps3" in str(result)
+    content = json.loads(result.read_text())
+    assert len(content["epochs"]) == 1
+    assert content["metrics"]["test_loss"] > 0
+
+
+def test_a_row_of_a_table_and_the_same_typed_by_hand_are_one_run() -> None:
+    by_row = run_of("+row/table1a=r8")
+    by_hand = run_of("data=cifar100", "backbone=resnet50", "attention=bam", "attention.reduction=8", "recipe=cifar100")
+    assert by_row == by_hand
+    assert by_row.name == "cifar100/resnet50/bam-reduction8/cifar100/seed0"
+    assert by_row.fingerprint == by_hand.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("word", "in_name"),
+    [
+        ("attention.combine=max", "bam-combine_max"),
+        ("recipe.lr=0.05", "demo-lr0.05"),
+        ("recipe.milestones=[0.3,0.6]", "demo-milestones_0.3_0.6"),
+        ("recipe.nesterov=false", "demo-nesterov_false"),
+    ],
+)
+def test_what_can_change_a_number_shows_in_the_name_and_fingerprint(word: str, in_name: str) -> None:
+    plain, changed = run_of(), run_of(word)
+    assert in_name in changed.name.split("/")
+    assert plain.fingerprint != changed.fingerprint
+    assert run_of(*changed.overrides) == changed
+    assert not set("=,") & set(changed.name)
+
+
+@pytest.mark.parametrize(
+    "word", ["trainer.threads=1", "trainer.checkpoint_minutes=5", "data_root=elsewhere", "output_dir=there"]
+)
+def test_what_cannot_change_a_number_does_not(word: str) -> None:
+    assert run_of() == run_of(word)
+    assert run_of().fingerprint == run_of(word).fingerprint

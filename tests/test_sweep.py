@@ -1,0 +1,112 @@
+"""Sweeps: a run that fails fails alone, is named with its reason, and the same command runs exactly what is missing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Command
+
+SLOW = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=400")
+"""A run that lasts longer than any test waits."""
+
+
+def begin(folder: Path, *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "bam_exp", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def owner(folder: Path, seconds: float = 60) -> int:
+    """The process id of a run that has begun to train in this folder."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for path in folder.glob("runs/**/progress.json"):
+            return int(json.loads((path.parent / "owner.json").read_text())["process"].split()[1])
+        time.sleep(0.05)
+    raise AssertionError("no run began to train")
+
+
+def test_a_diverging_run_fails_alone(bam_train: Command, tmp_path: Path) -> None:
+    words = ["-m", "recipe.lr=1.0e+30,0.1", *TINY]
+    ended = bam_train(*words)
+    assert ended.code == 1
+    failed = [line for line in ended.err.splitlines() if line.startswith("FAILED")]
+    assert len(failed) == 1
+    assert "lr1e_30" in failed[0].replace("+", "_")
+    assert "the training loss is" in failed[0]
+    assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
+    [error] = tmp_path.glob("runs/**/error.json")
+    assert "Diverged" in json.loads(error.read_text())["traceback"]
+    again = bam_train(*words)
+    assert again.code == 1
+    assert "2 runs: 1 done already, 1 to run" in again.out
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_killed_run_fails_alone(tmp_path: Path, launcher: str) -> None:
+    words = [f"hydra/launcher={launcher}"] * (launcher == "joblib") + ["hydra.launcher.n_jobs=1"] * (
+        launcher == "joblib"
+    )
+    sweep = begin(tmp_path, "-m", "recipe.epochs=400,1", *SLOW[:-1], *words)
+    os.kill(owner(tmp_path), signal.SIGKILL)
+    out, err = sweep.communicate(timeout=100)
+    assert sweep.returncode == 1
+    assert "1 of 2 runs done, 1 failed" in out
+    [failed] = [line for line in err.splitlines() if line.startswith("FAILED")]
+    assert "epochs400" in failed
+    assert "killed by SIGKILL" in failed
+
+
+def test_a_run_over_its_time_limit_fails_alone(bam_train: Command) -> None:
+    ended = bam_train("-m", "recipe.epochs=400", *SLOW[:-1], "trainer.time_limit_minutes=0.2")
+    assert ended.code == 1
+    assert "ran longer than trainer.time_limit_minutes=0.2" in ended.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_continue(tmp_path: Path, number: int, code: int) -> None:
+    run = begin(tmp_path, *SLOW)
+    os.kill(owner(tmp_path), number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == code
+    [line] = [line for line in err.splitlines() if "continue with:" in line]
+    assert "recipe.epochs=400" in line
+    assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
+    assert not list(tmp_path.glob("runs/**/result.json"))
+
+
+def test_a_sweep_told_to_stop_stops_its_run_with_a_checkpoint(tmp_path: Path) -> None:
+    sweep = begin(tmp_path, "-m", "seed=0,1", *SLOW)
+    run = owner(tmp_path)
+    sweep.send_signal(signal.SIGTERM)
+    out, _ = sweep.communicate(timeout=60)
+    assert sweep.returncode == 143
+    assert "runs done" not in out
+    assert list(tmp_path.glob("runs/**/seed0/checkpoint-*.pt"))
+    assert not list(tmp_path.glob("runs/**/seed1"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(run, 0)
+
+
+def test_a_second_start_of_a_run_says_who_has_it(tmp_path: Path) -> None:
+    first = begin(tmp_path, *SLOW)
+    number = owner(tmp_path)
+    second = begin(tmp_path, *SLOW)
+    _, err = second.communicate(timeout=60)
+    assert second.returncode == 1
+    assert f"process {number}" in err
+    assert len(err.strip().splitlines()) == 1
+    first.terminate()
+    first.communicate(timeout=60)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(bam_train: Command, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    ended = bam_train(*TINY)
+    assert ended.code == 2
+    [line] = ended.err.strip().splitlines()
+    assert "output_dir" in line
