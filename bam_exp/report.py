@@ -47,8 +47,8 @@ def main(table_names: Sequence[str], output_dir: str) -> int:
     return 0
 
 
-def collect(output_dir: Path) -> list[dict[str, str]]:
-    """The lines of results/runs.csv, after adding what the runs folder has; the caller holds the lock of results.
+def collect(output_dir: Path, *, write: bool = True) -> list[dict[str, str]]:
+    """The lines of results/runs.csv, after adding what the runs folder has; who writes holds the lock of results.
 
     Raises:
         ConfigError: if runs.csv is not such a file.
@@ -76,7 +76,7 @@ def collect(output_dir: Path) -> list[dict[str, str]]:
         if line is not None and not (line["error"] and _key(line) in lines):  # a failure never replaces figures
             lines[_key(line)] = line
     ordered = [lines[key] for key in sorted(lines)]
-    if ordered:
+    if ordered and write:
         text = pd.DataFrame(ordered, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
         if not path.is_file() or path.read_text() != text:
             write_atomically(path, text)

@@ -170,7 +170,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
 
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     here = machine(cfg)
     here.prepare()
     with torch.device("meta"):

@@ -199,6 +199,18 @@ def agrees(printed: str, ours: int) -> bool:
     return (Decimal(ours) / unit).quantize(number, rounding=ROUND_HALF_UP) == number
 
 
+def row_cost(row: Row, overrides: Sequence[str]) -> "tuple[Complexity, int]":
+    """Complexity of a row under other overrides, and the images of an epoch."""
+    import torch
+
+    from bam_exp.complexity import complexity
+    from bam_exp.run import build
+
+    with torch.device("meta"):
+        data, network, _ = build(row.config([word for word in overrides if not word.startswith("seed=")]))
+    return complexity(network, data.size), int(data.train_size)
+
+
 @dataclass(frozen=True)
 class Compared:
     """One row's counts beside the print."""
@@ -284,6 +296,23 @@ def _mark(verdict: str | None) -> str:
     return {None: "", "yes": "equal", "no": "DIFFERS", "noted": "noted", "unexpected": "EQUAL (noted)"}[verdict]
 
 
+def _run_command(arguments: argparse.Namespace, chosen: Sequence[str], overrides: Sequence[str]) -> int:
+    if arguments.command in ("params", "report") and overrides:
+        raise ConfigError(f"{overrides[0]}: {arguments.command} takes the names of tables only")
+    if arguments.command == "params":
+        return params(chosen, arguments.format)
+    if arguments.command == "report":
+        from bam_exp import report
+
+        return report.main(chosen, arguments.output_dir)
+    from bam_exp import plan
+
+    if arguments.command == "plan":
+        budget = plan.seconds_of(arguments.budget) if arguments.budget else None
+        return plan.plan(chosen, overrides, arguments.output_dir, budget)
+    return plan.status(chosen, overrides, arguments.output_dir, arguments.watch)
+
+
 def main() -> None:
     """`bam-tables`; what was typed wrong ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(
@@ -294,7 +323,8 @@ def main() -> None:
   bam-tables params table1a --format csv
   bam-tables report demo                  print the table made from finished runs; writes results/demo.md and .csv
   bam-tables report table1a --output-dir /scratch/me
-  bam-tables report                       every table that has runs
+  bam-tables plan table1a seed=0 --budget 25m     what would run, its cost, and what fits into 25 minutes
+  bam-tables status demo --watch          rows by seeds: done, running with the time to go, failed with the reason
 
 Runs are made by bam-train (bam-train --help). Figures of finished runs are kept in results/runs.csv, from which a table
 comes out the same in a clone without runs/.""",
@@ -310,16 +340,31 @@ comes out the same in a clone without runs/.""",
     reporting.add_argument(
         "--output-dir", default=".", metavar="DIR", help="folder that holds runs/ and results/ (the current one)"
     )
+    for command, what in (
+        ("plan", "what would run, what is done, and the cost"),
+        ("status", "rows by seeds: how each run stands"),
+    ):
+        one = commands.add_parser(command, help=what)
+        one.add_argument(
+            "tables", nargs="*", metavar="table | override", help=f"{listed}; overrides as bam-train takes them"
+        )
+        one.add_argument(
+            "--output-dir", default=".", metavar="DIR", help="folder that holds runs/ and results/ (the current one)"
+        )
+        if command == "plan":
+            one.add_argument(
+                "--budget", metavar="25m", help="pick the runs that fit into this time, most informative first"
+            )
+        else:
+            one.add_argument("--watch", action="store_true", help="refresh every two seconds until Ctrl-C")
     arguments = parser.parse_args()
+    overrides = [word for word in arguments.tables if "=" in word]
+    chosen = [word for word in arguments.tables if "=" not in word]
     try:
-        for name in arguments.tables:
+        for name in chosen:
             load(name)
-        register(arguments.tables)
-        if arguments.command == "params":
-            raise SystemExit(params(arguments.tables or names(), arguments.format))
-        from bam_exp import report
-
-        raise SystemExit(report.main(arguments.tables or names(), arguments.output_dir))
+        register(chosen)
+        raise SystemExit(_run_command(arguments, chosen or names(), overrides))
     except (ConfigError, OSError) as error:
         print(f"bam-tables: {error}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from bam_exp.checkpoint import Checkpoints
 
@@ -69,7 +70,7 @@ class Machine:
             default_root_dir=folder,
             logger=logger,
             callbacks=callbacks,
-            plugins=[Checkpoints(folder)],
+            plugins=[Checkpoints(folder), LightningEnvironment()],  # under SLURM, submitit requeues, not Lightning
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,

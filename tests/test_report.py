@@ -25,7 +25,12 @@ def fake_result(folder: Path, error: float, *, row: str = "r8", seed: int = 0, r
     [found] = [one for one in tables.load("table1a").rows if one.name == row]
     run = found.run(seed, [f"output_dir={folder}", f"recipe={recipe}"])
     run.folder.mkdir(parents=True)
-    shared = {"fingerprint": run.fingerprint, "command": run.command, "start": "2026-01-01T00:00:00+00:00"}
+    shared = {
+        "fingerprint": run.fingerprint,
+        "command": run.command,
+        "start": "2026-01-01T00:00:00+00:00",
+        "figures_from": run.figures_from,
+    }
     (run.folder / "run.json").write_text(json.dumps(shared))
     result = {
         **shared,

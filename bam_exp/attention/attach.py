@@ -42,8 +42,7 @@ def attach(
     seams = _named(backbone, at) if isinstance(at, list) else _stated(backbone, at)
     places = [_place(backbone, seam.name) for seam in seams]
     reference = next(backbone.parameters())
-    with reference.device:
-        modules = [_make(kind, seam, knobs) for seam in seams]
+    modules = [_make(kind, seam, knobs) for seam in seams]
     for place, module in zip(places, modules, strict=True):
         place.add_module("attention", module.to(reference.device, reference.dtype).train(backbone.training))
     return backbone

@@ -73,7 +73,7 @@ class BAM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.branches == "channel":
-            return x * (1 + self._channel(x).sigmoid())[:, :, None, None].to(x.dtype)
+            return x * (1 + self._channel(x).sigmoid())[:, :, None, None]
         spatial = self.spatial_norm(self.spatial(x))
         # M = max(floor, scale * spatial + shift), where None is a neutral element.
         scale = shift = floor = None

@@ -36,8 +36,8 @@ class CBAM(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        channel: Tensor = self.mlp(torch.stack((x.mean((2, 3)), x.amax((2, 3))))).sum(0).sigmoid()
-        x = x * channel[:, :, None, None].to(x.dtype)
+        channel: Tensor = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        x = x * channel[:, :, None, None]
         pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), 1)
         spatial: Tensor = self.bn(self.conv(pooled)).sigmoid()
-        return x * spatial.to(x.dtype)
+        return x * spatial

@@ -24,4 +24,4 @@ class ECA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attention: Tensor = self.conv(x.mean((2, 3))[:, None])[:, 0].sigmoid()
-        return x * attention[:, :, None, None].to(x.dtype)
+        return x * attention[:, :, None, None]

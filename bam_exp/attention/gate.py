@@ -45,9 +45,10 @@ class _Gate(torch.autograd.Function):
         ctx.space = space
         logits = _affine(x, spatial, scale, shift)
         if floor is not None:
-            torch.maximum(logits, floor.to(x.dtype), out=logits)
+            logits = torch.maximum(logits, floor.to(x.dtype))
         attention = logits.sigmoid_()
-        return torch.addcmul(x, x, attention, out=attention)
+        # torch.export traces this as part of the network, and refuses out= there.
+        return torch.addcmul(x, x, attention, out=None if torch.compiler.is_exporting() else attention)
 
     @staticmethod
     @once_differentiable
@@ -71,9 +72,9 @@ class _Gate(torch.autograd.Function):
             part.mul_(grad_logits)
             grad_logits.sub_(part)
             if needs_floor:
-                grad_floor = part.sum(space, keepdim=True).to(floor.dtype)
+                grad_floor = part.sum(space, keepdim=True)
         if needs_spatial:
-            grad_spatial = _weighted_sum(grad_logits, scale, channel).to(spatial.dtype)
+            grad_spatial = _weighted_sum(grad_logits, scale, channel)
         if needs_scale:
             grad_scale = _weighted_sum(grad_logits, spatial, space).to(scale.dtype).sum_to_size(scale.shape)
         if needs_shift:

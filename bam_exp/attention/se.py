@@ -25,4 +25,4 @@ class SE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         attention: Tensor = self.mlp(x.mean((2, 3))).sigmoid()
-        return x * attention[:, :, None, None].to(x.dtype)
+        return x * attention[:, :, None, None]

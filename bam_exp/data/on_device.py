@@ -92,7 +92,7 @@ class DeviceLoader:
         self._batch = self._first_batch = state["batch"]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A generator: all this happens at the first batch, because Lightning calls iter() before the epoch is announced.
+        # A generator, whose body waits for the first batch: Lightning calls iter() before it announces the epoch.
         self._batch, self._first_batch = self._first_batch, 0
         order, windows = self._draw()
         labels = self._labels[order]
