@@ -20,16 +20,16 @@ demo: setup  ## the demo table: five networks trained on the built-in data, a fe
 	$(BIN)/bam-tables report demo
 
 test: setup  ## the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 test-faults: setup  ## kills, cuts, floods: the long tests of docs/reliability.md
-	$(BIN)/pytest -m faults --override-ini addopts= -q -ra
+	$(BIN)/pytest -n auto --dist worksteal -m faults
 
 check: setup  ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 clean:  ## remove the environment and caches; runs/ and results/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info

@@ -15,7 +15,9 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, instead of being printed over many lines
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choices(group)), replace=True)
     try:
-        tables.register(sys.argv[1:])
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        config.check_overrides(words)
+        tables.register(words)
         hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")(start)()
     except Exception as error:
         refuse(error)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,10 @@ class Checkpoints(CheckpointIO):
             name = f"checkpoint-{checkpoint['global_step']:08d}-{_digest(part)}.pt"
             part.replace(self.folder / name)
             sync_folder(self.folder)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
-            reason = (
-                os.strerror(error.errno) if isinstance(error, OSError) and error.errno else " ".join(str(error).split())
-            )
             raise CheckpointError(
-                f"{self.folder}: cannot write a checkpoint ({reason}); the earlier ones are untouched"
+                f"{self.folder}: cannot write a checkpoint ({_reason(error, self.folder)}); the earlier ones are untouched"
             ) from error
         for old in self._generations()[GENERATIONS:]:
             old.unlink(missing_ok=True)
@@ -116,6 +114,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _reason(error: OSError | RuntimeError, folder: Path) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    # torch.save reports a disk that is full as a RuntimeError about positions in its archive.
+    return "no space left on device" if shutil.disk_usage(folder).free < 2**24 else " ".join(str(error).split())
 
 
 def _digest(path: Path) -> str:

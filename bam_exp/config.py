@@ -31,6 +31,10 @@ YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential|private_?key)", re.IGNORECASE)
 
 
+REFUSED = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""What composing and checking a config raise for something typed or written wrong."""
+
+
 class ConfigError(ValueError):
     """Something typed or written in a file that cannot be run: one line with the key, the value and what would be right."""
 
@@ -47,11 +51,13 @@ def compose(overrides: Iterable[str]) -> DictConfig:
     Raises:
         ConfigError: if they name something that does not exist.
     """
+    overrides = list(overrides)
+    check_overrides(overrides)
     running = GlobalHydra.instance().is_initialized()
     try:
         with nullcontext() if running else initialize_config_dir(str(config_dir()), version_base="1.3"):
-            return hydra_compose("config", list(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
+            return hydra_compose("config", overrides, return_hydra_config=True)
+    except REFUSED as error:
         raise ConfigError(one_line(error)) from error
 
 
@@ -183,17 +189,18 @@ def check_top(cfg: DictConfig) -> None:
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Refuse overrides that look like a secret: they would be stored in clear in the run's folder.
+    """Refuse overrides that Hydra would trip over or store: a group given something that is no name, and secrets.
 
     Raises:
-        ConfigError: naming the key, never the value.
+        ConfigError: naming the key; never the value of a secret, which would be stored in clear.
     """
     for override in overrides:
-        key = override.partition("=")[0]
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
         if _SECRET.search(key):
-            raise ConfigError(
-                f"{key.lstrip('+~')}=…: looks like a secret; no run needs one, and it would be stored in clear"
-            )
+            raise ConfigError(f"{key}=…: looks like a secret; no run needs one, and it would be stored in clear")
+        if key in GROUPS and value.startswith(("[", "{")):
+            raise ConfigError(f"{key}={value}: should be one of {', '.join(choices(key))}")
 
 
 def nearest(name: str, allowed: Iterable[object]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from bam_exp.run import Run, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
 
 LOCK = ".lock"
+OWNER = "owner.json"
 
 
 class Busy(RuntimeError):
@@ -45,7 +47,6 @@ def start(cfg: DictConfig) -> None:
     """
     hydra = HydraConfig.get()
     try:
-        config.check_overrides(hydra.overrides.task)
         run = Run.of(cfg, hydra.runtime.choices)
         if not OmegaConf.is_missing(hydra.job, "num"):  # a job of a sweep has a number
             _in_child(run, machine(cfg), list(hydra.overrides.task))
@@ -173,19 +174,41 @@ def claimed(run: Run) -> Iterator[None]:
         lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout as error:
-        owner = _read(run.folder / "owner.json")
-        raise Busy(f"{run.name}: already running ({owner.get('process', 'another process')})") from error
+        for _ in range(20):  # it may not have said yet who it is
+            if alive(owner := read_owner(run.folder)) is not False:
+                break
+            time.sleep(0.1)
+        raise Busy(f"{run.name}: already running ({owner or 'another process'})") from error
     except OSError as error:
         raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
     try:
-        write_atomically(
-            run.folder / "owner.json",
-            json.dumps({"process": f"process {os.getpid()} on {socket.gethostname()}"}) + "\n",
-        )
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        write_atomically(run.folder / OWNER, json.dumps({"process": owner}) + "\n")
         yield
     finally:
-        (run.folder / "owner.json").unlink(missing_ok=True)
+        (run.folder / OWNER).unlink(missing_ok=True)
         lock.release()
+
+
+def read_owner(folder: Path) -> str:
+    """`process <number> on <machine>`: who trains, or has been killed while training, the run of this folder; else empty."""
+    return str(_read(folder / OWNER).get("process", ""))
+
+
+def alive(owner: str) -> bool | None:
+    """Whether that process still is; None if it is on another machine."""
+    found = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if found is None:
+        return False
+    if found.group(2) != socket.gethostname():
+        return None
+    try:
+        os.kill(int(found.group(1)), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager
@@ -246,7 +269,6 @@ class Sweep(Callback):
         loader = GlobalHydra.instance().config_loader()
         words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
         words += list(master.hydra.overrides.task)
-        config.check_overrides(words)
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
         prepared: dict[str, None] = {}
         for job in BasicSweeper.split_arguments(overrides, None)[0]:
@@ -283,13 +305,10 @@ def refuse(error: BaseException) -> None:
     Raises:
         SystemExit: always, or the error itself if it is neither.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     if isinstance(error, Busy):
         print(f"bam-train: {error}", file=sys.stderr)
         raise SystemExit(1) from error
-    if isinstance(error, ValueError | HydraException | OmegaConfBaseException):
+    if isinstance(error, config.REFUSED):
         print(f"bam-train: {config.one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     raise error

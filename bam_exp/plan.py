@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from rich.table import Table as Grid
 from bam_exp import tables
 from bam_exp.complexity import Complexity
 from bam_exp.config import ConfigError
+from bam_exp.isolate import alive, read_owner
 from bam_exp.progress import FILE as PROGRESS
 from bam_exp.progress import duration
 from bam_exp.report import collect
@@ -62,28 +61,15 @@ def _state(run: Run) -> tuple[str, str]:
             return "done", f"top-1 error {result['metrics']['top1_error']:.2f} %"
     except ConfigError as error:
         return "stale", str(error)
-    progress, owner = _json(run.folder / PROGRESS), _json(run.folder / "owner.json")
+    progress, owner_lives = _json(run.folder / PROGRESS), alive(read_owner(run.folder))
+    if owner_lives is None:  # on another machine of a cluster: judged by its last sign of life
+        owner_lives = time.time() - float(progress.get("time", 0)) < 3600
     where = f"epoch {progress['epoch']} of {progress['epochs']}" if progress else "before the end of its first epoch"
-    if owner and _alive(owner, progress):
+    if owner_lives:
         return "running", where + (f", {duration(progress['seconds_to_go'])} to go" if progress else "")
     if failure := _json(run.folder / "error.json"):
         return "failed", str(failure.get("reason", "no reason was kept"))
     return ("stopped", where) if any(run.folder.glob("checkpoint-*.pt")) else ("planned", "")
-
-
-def _alive(owner: Mapping[str, Any], progress: Mapping[str, Any]) -> bool:
-    found = re.fullmatch(r"process (\d+) on (.*)", str(owner.get("process")))
-    if found is None:
-        return False
-    if found.group(2) != socket.gethostname():  # on another machine of a cluster: judged by its last sign of life
-        return time.time() - float(progress.get("time", 0)) < 3600
-    try:
-        os.kill(int(found.group(1)), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -40,6 +40,8 @@ class Run:
     seed: int
     figures_from: Mapping[str, Any]
     """Everything that can change the number: the resolved groups, the digest of the data, the schema."""
+    essence: Mapping[str, Any]
+    """The same without what equals the default of its callable, so that a new knob with a default makes no result stale."""
     root: Path = field(compare=False)
     """The `runs` folder."""
 
@@ -51,26 +53,33 @@ class Run:
             ConfigError: if the config cannot be run (the networks are built on the meta device to find out).
         """
         config.check_top(cfg)
-        names, overrides, groups = {}, [], {}
+        names, overrides, groups, essence = {}, [], {}, {}
         for group in NAMED:
-            _, arguments = config.arguments(cfg, group)
+            kind, arguments = config.arguments(cfg, group)
             choice = str(choices[group])
             defaults = config.choice_file(group, choice)
             changed = {key: value for key, value in arguments.items() if key not in defaults or value != defaults[key]}
             names[group] = choice + "".join(f"-{_word(key, value)}" for key, value in changed.items())
             overrides += [f"{group}={choice}", *(f"{group}.{key}={_typed(value)}" for key, value in changed.items())]
-            groups[group] = {"_target_": cfg[group].get("_target_"), **arguments}
+            target = {"_target_": cfg[group].get("_target_")}
+            knobs = config.knobs(group, kind)
+            groups[group] = {**target, **arguments}
+            essence[group] = {
+                **target,
+                **{key: value for key, value in arguments.items() if knobs[key].default != value},
+            }
         seed = int(cfg.seed)
         with torch.device("meta"):
             data, _, _ = build(cfg)
-        figures_from = {"schema": SCHEMA, "seed": seed, "data_digest": data.digest, **groups}
+        first = {"schema": SCHEMA, "seed": seed, "data_digest": data.digest}
         root = Path(cfg.output_dir) / "runs"
-        return cls(names, (*overrides, f"seed={seed}"), seed, figures_from, root)
+        return cls(names, (*overrides, f"seed={seed}"), seed, {**first, **groups}, {**first, **essence}, root)
 
     def with_seed(self, seed: int) -> "Run":
         """The same row with another seed."""
         overrides = (*self.overrides[:-1], f"seed={seed}")
-        return replace(self, seed=seed, overrides=overrides, figures_from={**self.figures_from, "seed": seed})
+        figures_from, essence = {**self.figures_from, "seed": seed}, {**self.essence, "seed": seed}
+        return replace(self, seed=seed, overrides=overrides, figures_from=figures_from, essence=essence)
 
     @property
     def name(self) -> str:
@@ -85,7 +94,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Digest of everything that can change the number."""
-        return hashlib.sha256(json.dumps(self.figures_from, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.essence, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def command(self) -> str:

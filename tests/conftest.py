@@ -1,6 +1,9 @@
 """What every test may use."""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the tests run side by side, one core each
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass

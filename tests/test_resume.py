@@ -1,6 +1,7 @@
 """A run stopped anywhere and started again ends bitwise where the undisturbed one ends: weights, curves, step count."""
 
 import json
+import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -121,6 +122,22 @@ def test_a_run_stopped_several_times_counts_its_steps_right(
     for step in steps:
         stop_at(step, "signal")
         with pytest.raises(Interrupted):
+            start(tmp_path)
+    stop_at(None, "signal")
+    start(tmp_path)
+    assert final_state(tmp_path)["global_step"] == STEPS
+    assert_same(final_state(undisturbed), final_state(tmp_path))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("chain", range(240))
+def test_chains_of_two_resumes_count_their_steps_right(
+    stop_at: At, undisturbed: Path, tmp_path: Path, chain: int
+) -> None:
+    chance = random.Random(chain)
+    for step in sorted(chance.sample(range(1, STEPS + 1), 2)):
+        stop_at(step, chance.choice(["signal", "crash"]))
+        with pytest.raises((Interrupted, KeyError)):
             start(tmp_path)
     stop_at(None, "signal")
     start(tmp_path)

@@ -115,3 +115,14 @@ def test_what_can_change_a_number_shows_in_the_name_and_fingerprint(word: str, i
 def test_what_cannot_change_a_number_does_not(word: str) -> None:
     assert run_of() == run_of(word)
     assert run_of().fingerprint == run_of(word).fingerprint
+
+
+def test_fingerprints_are_what_they_were() -> None:
+    """If this fails, results that are already stored would be taken for another run's, or lost: raise SCHEMA knowingly."""
+    assert run_of("+row/table1a=r8").fingerprint == "5257242380393510"
+    assert run_of("+row/demo=se").fingerprint == "397a2a14ff334763"
+
+
+def test_a_key_left_out_is_its_default() -> None:
+    assert run_of("~attention.reduction").fingerprint == run_of().fingerprint
+    assert run_of("~attention.reduction").name == run_of().name

@@ -1,9 +1,11 @@
-"""Data sets, and one loader that serves them from the device's memory."""
+"""Data sets, each with a `loader` of its batches: from the device's memory, or from photos on disk."""
 
+from bam_exp.data.batches import Batches
 from bam_exp.data.cifar100 import CIFAR100
 from bam_exp.data.files import DataError
 from bam_exp.data.imagenet import ImageNet
 from bam_exp.data.on_device import DeviceLoader
+from bam_exp.data.photo_loader import PhotoLoader
 from bam_exp.data.shapes import Shapes
 
-__all__ = ["CIFAR100", "DataError", "DeviceLoader", "ImageNet", "Shapes"]
+__all__ = ["CIFAR100", "Batches", "DataError", "DeviceLoader", "ImageNet", "PhotoLoader", "Shapes"]

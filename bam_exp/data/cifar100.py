@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor
 
 from bam_exp.data.files import DataError, fetch, md5_of
+from bam_exp.data.on_device import OnDevice
 from bam_exp.schema import checked
 
 HOST = "https://www.cs.toronto.edu/~kriz"
@@ -30,7 +31,7 @@ MD5 = {
 }
 
 
-class CIFAR100:
+class CIFAR100(OnDevice):
     """50,000 train and 10,000 test images, 3 x 32 x 32, with the 100 fine labels.
 
     root: the folder that holds `cifar-100-python/` with the official files train, test and meta; nothing is read

@@ -1,14 +1,15 @@
 """Batches from images that live on the device: order, crops and flips are a function of (seed, epoch, index)."""
 
-import hashlib
-import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from bam_exp.data.batches import Batches
 
-class DeviceLoader:
+
+class DeviceLoader(Batches):
     """All images of a split as uint8 on the device; a batch is one gather of windows and one normalisation.
 
     The raw pixels are padded with zeros; where `pad` > 0 each sample is cropped at an offset uniform in 0 ... 2 * pad
@@ -17,15 +18,9 @@ class DeviceLoader:
     holds every padded image, and its mirror image where `flip`: 480 MB for CIFAR's train set.
 
     An epoch's draws are made on the CPU, so they are the same on any device, and move to the device once: no step waits
-    for it. `batch_size` counts all processes: process `rank` of `world_size` takes its consecutive share of every
-    batch, so that the shares in order are the batches of a single process. The last batch may be smaller; none is
-    dropped.
+    for it. An interrupted epoch goes on bitwise.
 
-    Iterating yields float32 N x 3 x H x W in `memory_format` and int64 N. `state_dict` counts the batches handed out;
-    after `load_state_dict` the next iteration of that epoch continues there, bitwise. Any other begins at the first.
-
-    images: uint8 N x 3 x H x W. labels: int64 N. mean, std: per channel, of pixels in 0 ... 1.
-    Raises ValueError where a process would have no sample of a batch.
+    images: uint8 N x 3 x H x W. labels: int64 N. mean, std: per channel, of pixels in 0 ... 1. Else see `Batches`.
     """
 
     def __init__(
@@ -46,17 +41,9 @@ class DeviceLoader:
         world_size: int = 1,
     ) -> None:
         count, channels, self._height, self._width = images.shape
-        smallest = min(batch_size, count % batch_size or batch_size)
-        if smallest < world_size:
-            raise ValueError(
-                f"batch_size={batch_size}: a batch of {smallest} of the {count} images cannot be shared by "
-                f"{world_size} processes; choose another batch size or fewer processes"
-            )
-        self.batch_size, self.seed, self.pad, self.flip, self.shuffle = batch_size, seed, pad, flip, shuffle
+        super().__init__(count, batch_size=batch_size, seed=seed, shuffle=shuffle, rank=rank, world_size=world_size)
+        self.pad, self.flip = pad, flip
         self.device, self.memory_format = torch.device(device), memory_format
-        self.rank, self.world_size = rank, world_size
-        self.epoch = self._batch = self._first_batch = 0
-        self._count = count
 
         height, width = self._height + 2 * pad, self._width + 2 * pad
         store = images.new_zeros((1 + flip, count, height, width, channels), device=self.device)
@@ -75,22 +62,6 @@ class DeviceLoader:
         self._mean = torch.tensor(mean, dtype=torch.float32).repeat(repeats).to(self.device)
         self._std = torch.tensor(std, dtype=torch.float32).repeat(repeats).to(self.device)
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return math.ceil(self._count / self.batch_size)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration."""
-        if epoch != self.epoch:
-            self.epoch, self._batch, self._first_batch = epoch, 0, 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "batch": self._batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch = state["epoch"]
-        self._batch = self._first_batch = state["batch"]
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator, whose body waits for the first batch: Lightning calls iter() before it announces the epoch.
         self._batch, self._first_batch = self._first_batch, 0
@@ -103,20 +74,13 @@ class DeviceLoader:
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """The epoch's order and the first pixel of each sample's window in that order, both int64 on the device."""
-        digest = hashlib.sha256(f"seed {self.seed}, epoch {self.epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # mt19937 uses 32 bits
-        y, x = torch.randint(2 * self.pad + 1, (2, self._count), generator=generator)
-        mirrored = torch.randint(1 + self.flip, (self._count,), generator=generator)
-        first = (mirrored * self._count + torch.arange(self._count)) * self._pixels + y * self._pitch + x
-        order = torch.randperm(self._count, generator=generator) if self.shuffle else torch.arange(self._count)
+        generator = self._generator()
+        y, x = torch.randint(2 * self.pad + 1, (2, self.count), generator=generator)
+        mirrored = torch.randint(1 + self.flip, (self.count,), generator=generator)
+        first = (mirrored * self.count + torch.arange(self.count)) * self._pixels + y * self._pitch + x
+        order = self._order(generator)
         order, windows = torch.stack([order, first[order]]).to(self.device)
         return order, windows
-
-    def _share(self, batch: int) -> slice:
-        """Where this process's samples of a batch stand in the epoch's order; sizes differ by one at most."""
-        first = batch * self.batch_size
-        size = min(self.batch_size, self._count - first)
-        return slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
 
     def _images(self, windows: Tensor) -> Tensor:
         pixels = self._windows.index_select(0, windows)
@@ -126,4 +90,45 @@ class DeviceLoader:
             flat.view(len(windows), self._height, self._width, -1)
             .permute(0, 3, 1, 2)
             .contiguous(memory_format=self.memory_format)
+        )
+
+
+class OnDevice:
+    """A data set whose splits fit on the device: what `load` reads becomes a `DeviceLoader`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+
+    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+        """Images uint8 N x 3 x H x W and labels int64 N."""
+        raise NotImplementedError
+
+    def loader(
+        self,
+        split: Literal["train", "test"],
+        *,
+        batch_size: int,
+        seed: int,
+        device: torch.device | str,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> DeviceLoader:
+        """Batches of a split on a device: the train set shuffled, with the data set's `pad` and `flip`; the test set as it is."""
+        images, labels = self.load(split)
+        train = split == "train"
+        return DeviceLoader(
+            images,
+            labels,
+            batch_size=batch_size,
+            mean=self.mean,
+            std=self.std,
+            seed=seed,
+            device=device,
+            pad=self.pad if train else 0,
+            flip=self.flip and train,
+            shuffle=train,
+            rank=rank,
+            world_size=world_size,
         )

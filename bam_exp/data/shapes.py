@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
+from bam_exp.data.on_device import OnDevice
 from bam_exp.schema import checked
 
 Integers = npt.NDArray[np.int32]
@@ -30,7 +31,7 @@ _DIRECTIONS = np.array([(1, 0), (0, 1), (1, 1), (1, -1)], dtype=np.int32)
 _Y, _X = np.mgrid[:_SIZE, :_SIZE].astype(np.int32)
 
 
-class Shapes:
+class Shapes(OnDevice):
     """20 classes, each a *what* and a *where*: which shape has the white dot, and on which side of it the dot lies.
 
     The target is a striped disc, square, triangle, cross or ring of any colour, 7 to 15 pixels wide, anywhere in the

@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bam_exp.data import DeviceLoader
+from bam_exp.data import Batches
 from bam_exp.schema import checked
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -84,26 +84,24 @@ class Classification(pl.LightningModule):
         """Where Lightning stops."""
         return {"max_epochs": self.epochs, "max_steps": self.max_steps or -1}
 
-    def train_dataloader(self) -> DeviceLoader:
-        """The training set on the device, shuffled and augmented."""
-        return self._loader("train", pad=self.data.pad, flip=self.data.flip, shuffle=True)
+    def train_dataloader(self) -> Batches:
+        """The training set, shuffled and augmented."""
+        return self._loader("train")
 
-    def val_dataloader(self) -> DeviceLoader:
-        """The test set on the device, as it is."""
+    def val_dataloader(self) -> Batches:
+        """The test set, as it is."""
         return self._loader("test")
 
-    def _loader(self, split: Literal["train", "test"], **augmentation: Any) -> DeviceLoader:
-        images, labels = self.data.load(split)
-        return DeviceLoader(
-            images,
-            labels,
+    def _loader(self, split: Literal["train", "test"]) -> Batches:
+        made: Batches = self.data.loader(
+            split,
             batch_size=self.batch_size,
-            mean=self.data.mean,
-            std=self.data.std,
             seed=self.seed,
             device=self.trainer.strategy.root_device,
-            **augmentation,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
         )
+        return made
 
     def configure_optimizers(self) -> Any:
         """SGD, its learning rate changed at the epochs of `milestones`."""

@@ -1,0 +1,66 @@
+"""A config of an attention is `_target_`, `at`, and every knob of its callable, spelled out; each makes a module."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+import bam_exp.attention
+from bam_exp.attention import attach
+
+CONF = Path(__file__).resolve().parent.parent / "conf" / "attention"
+CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
+
+
+def read(choice: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((CONF / f"{choice}.yaml").read_text())
+    return content
+
+
+def test_the_choices() -> None:
+    assert CHOICES == ["bam", "bam_equations", "bam_released", "cbam", "conv_block", "eca", "none", "se"]
+    assert read("none") == {"_target_": None}
+
+
+@pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice != "none"])
+def test_keys_are_the_signature_and_build(choice: str) -> None:
+    config = read(choice)
+    package, _, name = config["_target_"].rpartition(".")
+    assert package == "bam_exp.attention"
+    kind = getattr(bam_exp.attention, name)
+    parameters = inspect.signature(kind).parameters.values()
+    knobs = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    knobs.pop("block", None)  # the seam gives it
+    assert list(config) == ["_target_", "at", *knobs]
+    if choice in ("bam", "se", "cbam", "eca"):
+        assert {key: config[key] for key in knobs} == knobs  # the plain choice is the callable's default
+    if name != "ConvBlock":
+        kind(64, **{key: config[key] for key in knobs})
+
+
+def test_where_each_goes_by_default() -> None:
+    """BAM and the block it is compared with at the bottlenecks, the others where their own papers put them."""
+    places = {choice: read(choice)["at"] for choice in CHOICES if choice != "none"}
+    assert {choice for choice, at in places.items() if at == "bottleneck"} == {
+        "bam",
+        "bam_equations",
+        "bam_released",
+        "conv_block",
+    }
+    assert {choice for choice, at in places.items() if at == "block"} == {"se", "cbam", "eca"}
+    assert inspect.signature(attach).parameters["at"].default == "bottleneck"
+
+
+@pytest.mark.parametrize(("choice", "parameters"), [("bam", 18385), ("bam_equations", 17747), ("bam_released", 17361)])
+def test_the_three_forms_of_bam(choice: str, parameters: int) -> None:
+    """At 256 channels and r = 16, by the closed forms of paper.md."""
+    config = read(choice)
+    bam = bam_exp.attention.BAM(256, **{key: value for key, value in config.items() if key not in ("_target_", "at")})
+    assert sum(parameter.numel() for parameter in bam.parameters()) == parameters
+    assert bam.combine == ("product" if choice == "bam_released" else "sum")
+    assert isinstance(bam, nn.Module)
+    assert bam.eval()(torch.randn(1, 256, 2, 2)).shape == (1, 256, 2, 2)

@@ -1,0 +1,193 @@
+# ruff: noqa: E501 (a line a kind of mistake)
+"""Wrong configs, drawn from a seed: every one is refused with one line, exit code 2; right ones never are."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bam_exp import config, isolate, tables
+from bam_exp.run import Run, machine
+
+CHOICES = {
+    "data": ["shapes", "cifar100"],
+    "backbone": ["resnet20", "resnet18", "wrn28_8", "preresnet110", "densenet100"],
+    "attention": ["bam", "bam_equations", "bam_released", "se", "cbam", "eca", "none", "conv_block"],
+    "recipe": ["demo", "cifar100", "cifar100_short"],
+    "trainer": ["default"],
+}
+WHOLE = ("attention.reduction", "attention.dilation", "recipe.epochs", "recipe.batch_size", "trainer.checkpoint_epochs")
+REAL = ("recipe.lr", "recipe.momentum", "recipe.weight_decay", "recipe.gamma", "trainer.checkpoint_minutes")
+WORDS = {"attention.combine": "sum", "attention.branches": "both", "attention.norm": "paper", "trainer.device": "cpu"}
+KEYS = (
+    *WHOLE,
+    *REAL,
+    *WORDS,
+    "attention.at",
+    "recipe.nesterov",
+    "data.pad",
+    "data.flip",
+    "seed",
+    "data_root",
+    "output_dir",
+)
+
+
+def misspelt(chance: random.Random, word: str) -> str:
+    """The word with two neighbours swapped, a letter lost or a letter doubled."""
+    while True:
+        at = chance.randrange(len(word) - 1)
+        how = chance.randrange(3)
+        made = [
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+        ][how]
+        known = {*KEYS, *config.GROUPS, *(choice for offered in CHOICES.values() for choice in offered), "conv_block"}
+        if made not in known and made[0].isalpha() and not made.endswith(".") and ".." not in made:
+            return made
+
+
+def in_key(chance: random.Random, key: str) -> str:
+    head, dot, last = key.rpartition(".")
+    return head + dot + misspelt(chance, last)
+
+
+KINDS: dict[str, Callable[[random.Random], list[str]]] = {
+    "unknown choice": lambda c: [f"{(g := c.choice(list(CHOICES)))}={misspelt(c, c.choice(CHOICES[g]))}"],
+    "misspelt key": lambda c: [f"{in_key(c, c.choice(KEYS))}=1"],
+    "misspelt key with +": lambda c: [f"+{in_key(c, c.choice(KEYS))}=1"],
+    "misspelt key with ++": lambda c: [f"++{in_key(c, c.choice(KEYS))}=1"],
+    "misspelt key with ~": lambda c: [f"~{in_key(c, c.choice(KEYS))}"],
+    "text for a number": lambda c: [f"{c.choice((*WHOLE, *REAL))}={c.choice(('eight', 'yes', 'abc', '1x'))}"],
+    "fraction for a whole number": lambda c: [f"{c.choice(WHOLE)}={c.choice((1.5, 8.25, 0.1))}"],
+    "list or mapping for a value": lambda c: [f"{c.choice((*WHOLE, *REAL, *WORDS))}={c.choice(('[1,2]', '{a:1}'))}"],
+    "nothing for a value": lambda c: [f"{c.choice((*WHOLE, *REAL, *WORDS))}=null"],
+    "truth for a number": lambda c: [f"{c.choice((*WHOLE, *REAL))}={c.choice(('true', 'false'))}"],
+    "below the range": lambda c: [f"{c.choice((*WHOLE, *REAL))}={c.choice((-1, -16, -300))}"],
+    "above the range": lambda c: [c.choice(("recipe.momentum=1", "recipe.gamma=2", "recipe.milestones=[1.5]", "data.pad=9"))],
+    "unknown word": lambda c: [f"{(k := c.choice(list(WORDS)))}={misspelt(c, WORDS[k])}x"],
+    "foreign target": lambda c: [
+        f"{c.choice(config.GROUPS)}._target_="
+        + c.choice(("os.system", "torch.load", "builtins.eval", "pathlib.Path.touch", "numpy.load", "bam_exp.run.subprocess.run",
+                    "bam_exp.config.compose", "bam_exp.isolate.os.system", "bam_exp.nothing", "bam_exp", "3", "null.null"))
+    ],
+    "target of another group": lambda c: [c.choice(
+        ("attention._target_=bam_exp.backbones.ResNet", "backbone._target_=bam_exp.attention.BAM",
+         "data._target_=bam_exp.tasks.Classification", "recipe._target_=bam_exp.data.Shapes", "trainer._target_=bam_exp.data.CIFAR100")
+    )],
+    "deleted group": lambda c: [f"~{c.choice(config.GROUPS)}"],
+    "group given a value": lambda c: [f"{c.choice(config.GROUPS)}={c.choice(('{a:1}', '[1]', '3', 'null', 'true'))}"],
+    "bad setting": lambda c: [
+        c.choice(("seed=-1", "seed=abc", "seed=1.5", "seed=null", "seed=99999999999", "data_root=null", "output_dir=null", "seed=true",
+                  "output_dir=[a]", "data_root={a:1}", "seed=[1]"))
+    ],
+    "unknown setting": lambda c: [f"+{c.choice(('gpus', 'lr', 'epochs', 'name', 'logger', 'callbacks', 'model', 'num_classes'))}={c.randrange(9)}"],
+    "reduction that does not divide": lambda c: [f"attention.reduction={c.choice((3, 5, 6, 7, 9, 11, 13, 32, 64, 1000))}"],
+    "a batch of one": lambda c: [f"recipe.batch_size={c.choice((1, 3, 9, 11, 33, 99, 101, 303, 909, 1111, 3333, 9999))}"],
+    "seam that is not there": lambda c: [f"attention.at={c.choice(('stage', 'everywhere', 'blocks', 'bottlenecks', 'head'))}"],
+    "key of another attention": lambda c: [f"attention={c.choice(('none', 'se', 'eca', 'conv_block'))}", "+attention.dilation=2"],
+    "conv block where none can be": lambda c: ["backbone=densenet100", "attention=conv_block"],
+    "classes of its own": lambda c: [f"+backbone.num_classes={c.randrange(2, 1000)}"],
+    "looks like a secret": lambda c: [f"+{c.choice(('api_key', 'wandb.token', 'password', 'recipe.secret'))}=x{c.randrange(999)}"],
+    "malformed": lambda c: [c.choice(("attention.reduction=[", "=3", "recipe.lr", "seed=1,2", "attention.reduction=(", "a=b=c={", "recipe={"))],
+    "unknown row": lambda c: [f"+row/{c.choice(('table1a=r7', 'table1a=nothing', 'table9=r8', 'table4a=resnet101x'))}"],
+}  # fmt: skip
+
+
+def ending(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Exit code and standard error of a single run with these words, up to where it would start to train."""
+    capfd.readouterr()
+    try:
+        cfg = config.compose([f"output_dir={folder}", *words])
+        Run.of(cfg, cfg.hydra.runtime.choices)
+        machine(cfg)
+    except config.REFUSED as error:
+        with pytest.raises(SystemExit) as ended:
+            isolate.refuse(error)
+        return int(str(ended.value.code)), capfd.readouterr().err
+    return 0, ""
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.faults)])
+def test_wrong_configs_are_refused_with_one_line(count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tables.register()
+    chance = random.Random(count)
+    kinds = list(KINDS)
+    accepted, long = [], []
+    for index in range(count):
+        kind = kinds[index % len(kinds)]
+        words = KINDS[kind](chance)
+        code, err = ending(words, tmp_path, capfd)
+        if code != 2:
+            accepted.append((kind, words))
+        elif len(err.strip().splitlines()) != 1 or len(err) > 1500:
+            long.append((kind, words, err))
+    assert accepted == []
+    assert long == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def right(chance: random.Random) -> list[str]:
+    attention = chance.choice(CHOICES["attention"])
+    words = [
+        f"backbone={chance.choice(['resnet20', 'resnet18', 'wrn28_8', 'preresnet110'])}",
+        f"attention={attention}",
+        f"recipe={chance.choice(CHOICES['recipe'])}",
+        f"data={chance.choice(CHOICES['data'])}",
+        f"seed={chance.randrange(1000)}",
+        f"recipe.lr={chance.choice((0.1, 0.05, 1, '1.0e-3'))}",
+        f"recipe.batch_size={chance.choice((32, 64, 128, 100))}",
+        f"trainer.checkpoint_minutes={chance.choice((1, 2.5))}",
+    ]
+    if attention.startswith("bam"):
+        words.append(f"attention.dilation={chance.choice((1, 2, 4, 6))}")
+        words.append(f"attention.reduction={chance.choice((4, 8))}")
+        words.append(f"attention.combine={chance.choice(('sum', 'product', 'max'))}")
+        words.append(f"attention.at={chance.choice(('bottleneck', 'block', 'block_output'))}")
+    return chance.sample(words, len(words))
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.faults)])
+def test_right_configs_are_never_refused(count: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    chance = random.Random(count)
+    refused = [
+        (words, err) for words in (right(chance) for _ in range(count)) if (err := ending(words, tmp_path, capfd)[1])
+    ]
+    assert refused == []
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("reductoin: 8", "reductoin"),
+        ("reduction: eight", "reduction"),
+        ("reduction: -8", "reduction"),
+        ("combine: mean", "combine"),
+        ("_target_: os.system", "os.system"),
+        ("reduction: [", "bam.yaml"),
+    ],
+)
+def test_mistakes_in_a_file_are_refused_too(
+    line: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "conf"
+    folder.mkdir()
+    for path in config.config_dir().iterdir():
+        if path.name != "attention":
+            (folder / path.name).symlink_to(path)
+    (folder / "attention").mkdir()
+    text = (config.config_dir() / "attention" / "bam.yaml").read_text()
+    key = line.partition(":")[0]
+    kept = [one for one in text.splitlines() if not one.startswith(f"{key}:")]
+    (folder / "attention" / "bam.yaml").write_text("\n".join([*kept, line]) + "\n")
+    monkeypatch.setattr(config, "config_dir", lambda: folder)
+    config.choice_file.cache_clear()
+    try:
+        code, err = ending([], tmp_path / "out", capfd)
+    finally:
+        config.choice_file.cache_clear()
+    assert code == 2
+    assert named in err
+    assert len(err.strip().splitlines()) == 1
