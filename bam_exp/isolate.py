@@ -2,22 +2,16 @@
 
 import json
 import os
-import re
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -28,15 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from bam_exp import config
 from bam_exp.checkpoint import CheckpointError, write_atomically
 from bam_exp.config import ConfigError
+from bam_exp.locks import Busy, claimed, leased, read_json
 from bam_exp.run import Run, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
-
-LOCK = ".lock"
-OWNER = "owner.json"
-
-
-class Busy(RuntimeError):
-    """Another process has this run."""
 
 
 def start(cfg: DictConfig) -> None:
@@ -160,93 +148,6 @@ def _failed(run: Run, reason: str, trace: str) -> str:
     return reason
 
 
-@contextmanager
-def claimed(run: Run) -> Iterator[None]:
-    """Hold the run's lock, which the kernel drops with the process.
-
-    Raises:
-        Busy: naming the process that has it.
-        ConfigError: if the folder cannot be written.
-    """
-    path = run.folder / LOCK
-    try:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        for _ in range(20):  # it may not have said yet who it is
-            if alive(owner := read_owner(run.folder)) is not False:
-                break
-            time.sleep(0.1)
-        raise Busy(f"{run.name}: already running ({owner or 'another process'})") from error
-    except OSError as error:
-        raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
-    try:
-        owner = f"process {os.getpid()} on {socket.gethostname()}"
-        write_atomically(run.folder / OWNER, json.dumps({"process": owner}) + "\n")
-        yield
-    finally:
-        (run.folder / OWNER).unlink(missing_ok=True)
-        lock.release()
-
-
-def read_owner(folder: Path) -> str:
-    """`process <number> on <machine>`: who trains, or has been killed while training, the run of this folder; else empty."""
-    return str(_read(folder / OWNER).get("process", ""))
-
-
-def alive(owner: str) -> bool | None:
-    """Whether that process still is; None if it is on another machine."""
-    found = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if found is None:
-        return False
-    if found.group(2) != socket.gethostname():
-        return None
-    try:
-        os.kill(int(found.group(1)), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-@contextmanager
-def leased(here: Machine) -> Iterator[None]:
-    """Hold one slot of one GPU (`gpus` x `runs_per_gpu`), waiting for it; nothing on a CPU."""
-    if not here.uses_gpu:
-        yield
-        return
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    chosen = [visible[index] if visible else str(index) for index in here.gpus or range(_gpu_count(visible))]
-    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    slots = [(gpu, FileLock(folder / f"gpu{gpu}-{slot}.lock")) for slot in range(here.runs_per_gpu) for gpu in chosen]
-    for attempt in count():
-        for gpu, lock in slots:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            try:
-                yield
-            finally:
-                lock.release()
-            return
-        if attempt == 0:
-            print("waiting for a free GPU", file=sys.stderr, flush=True)
-        time.sleep(1)
-
-
-def _gpu_count(visible: list[str]) -> int:
-    if visible:
-        return len(visible)
-    import torch
-
-    return torch.cuda.device_count()
-
-
 class Sweep(Callback):
     """Checks every job of a sweep before the first one starts, and says at the end what became of each."""
 
@@ -285,7 +186,7 @@ class Sweep(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """A line for each run that failed, and the exit code."""
         failed = {
-            run.name: _read(run.folder / "error.json").get("reason", "ended without a result")
+            run.name: read_json(run.folder / "error.json").get("reason", "ended without a result")
             for run in self.runs
             if not _is_done(run)
         }
@@ -312,11 +213,3 @@ def refuse(error: BaseException) -> None:
         print(f"bam-train: {config.one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     raise error
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

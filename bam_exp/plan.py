@@ -1,6 +1,5 @@
 """What of a table is done, running, failed or missing, and what the missing part would cost."""
 
-import json
 import math
 import re
 import time
@@ -17,7 +16,8 @@ from rich.table import Table as Grid
 from bam_exp import tables
 from bam_exp.complexity import Complexity
 from bam_exp.config import ConfigError
-from bam_exp.isolate import alive, read_owner
+from bam_exp.locks import alive, read_json, read_owner
+from bam_exp.params import row_cost
 from bam_exp.progress import FILE as PROGRESS
 from bam_exp.progress import duration
 from bam_exp.report import collect
@@ -61,23 +61,15 @@ def _state(run: Run) -> tuple[str, str]:
             return "done", f"top-1 error {result['metrics']['top1_error']:.2f} %"
     except ConfigError as error:
         return "stale", str(error)
-    progress, owner_lives = _json(run.folder / PROGRESS), alive(read_owner(run.folder))
+    progress, owner_lives = read_json(run.folder / PROGRESS), alive(read_owner(run.folder))
     if owner_lives is None:  # on another machine of a cluster: judged by its last sign of life
         owner_lives = time.time() - float(progress.get("time", 0)) < 3600
     where = f"epoch {progress['epoch']} of {progress['epochs']}" if progress else "before the end of its first epoch"
     if owner_lives:
         return "running", where + (f", {duration(progress['seconds_to_go'])} to go" if progress else "")
-    if failure := _json(run.folder / "error.json"):
+    if failure := read_json(run.folder / "error.json"):
         return "failed", str(failure.get("reason", "no reason was kept"))
     return ("stopped", where) if any(run.folder.glob("checkpoint-*.pt")) else ("planned", "")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 class Costs:
@@ -131,7 +123,7 @@ def plan(table_names: Sequence[str], overrides: Sequence[str], output_dir: str, 
             grid.add_row(one.run.name, one.row.label, f"{one.state}: {one.detail}", "", "")
             continue
         if one.row.name not in counted:
-            counted[one.row.name] = tables.row_cost(one.row, overrides)
+            counted[one.row.name] = row_cost(one.row, overrides)
         cost, train_size = counted[one.row.name]
         seconds = costs.seconds(one.run, cost, train_size)
         missing.append((one, seconds))

@@ -15,7 +15,7 @@ from bam_exp.config import ConfigError
 from bam_exp.run import NAMED, Run
 from bam_exp.tables import FIGURES, Row, Table
 
-_METRICS = ("top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch")
+_METRICS = ("top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images")
 _HARDWARE = ("device", "cpu", "threads", "precision")
 _VARIED = ("data", "recipe")
 COLUMNS = (

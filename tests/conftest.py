@@ -38,6 +38,14 @@ class Ended:
 Command = Callable[..., Ended]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _rows() -> None:
+    """Rows of tables as configs, as the commands register them."""
+    from bam_exp import tables
+
+    tables.register()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data and notes beside the project (or at $BAM_SHARED); tests that need it skip without it."""

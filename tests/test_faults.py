@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Command
 
-from bam_exp import config, isolate, report, tables
+from bam_exp import config, isolate, locks, report, tables
 from bam_exp.run import Run, result_of
 
 # Processes forked from one that has imported everything: a start costs milliseconds, so that a hundred kills are minutes.
@@ -164,7 +164,7 @@ def start_at(words: list[str], moment: float, answers: "multiprocessing.Queue[st
     try:
         isolate.train_here(run, cfg)
         answers.put("ran")
-    except isolate.Busy as error:
+    except locks.Busy as error:
         answers.put(str(error))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bam_exp import config, isolate
+from bam_exp import config, isolate, locks
 from bam_exp.checkpoint import Checkpoints
 from bam_exp.run import Run, execute
 from bam_exp.trainer import Interrupted, Interruption, Keeper
@@ -51,7 +51,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
 def start(folder: Path, *words: str) -> dict[str, Any]:
     cfg = config.compose([*WORDS, f"output_dir={folder}", *words])
     run = Run.of(cfg, cfg.hydra.runtime.choices)
-    with isolate.claimed(run):
+    with locks.claimed(run):
         return execute(run, cfg, Interruption())
 
 

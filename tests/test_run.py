@@ -82,6 +82,13 @@ def test_a_limit_on_steps_shows_in_the_name_and_still_ends_with_a_test_error(
     content = json.loads(result.read_text())
     assert len(content["epochs"]) == 1
     assert content["metrics"]["test_loss"] > 0
+    assert content["metrics"]["test_images"] == 40
+
+
+def test_a_tiny_limit_on_steps_limits_the_test_as_well_and_says_so(bam_train: Command, tmp_path: Path) -> None:
+    assert bam_train(*TINY, "recipe.max_steps=1").code == 0
+    [result] = tmp_path.glob("runs/**/result.json")
+    assert json.loads(result.read_text())["metrics"]["test_images"] == 32
 
 
 def test_a_row_of_a_table_and_the_same_typed_by_hand_are_one_run() -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import Command
 
-from bam_exp import config, tables
+from bam_exp import config, params, tables
 from bam_exp.config import ConfigError
 
 
@@ -26,7 +26,7 @@ from bam_exp.config import ConfigError
     ],
 )
 def test_a_print_is_met_exactly_to_its_last_digit(printed: str, ours: int, equal: bool) -> None:
-    assert tables.agrees(printed, ours) is equal
+    assert params.agrees(printed, ours) is equal
 
 
 def test_params_in_csv_has_exact_integers(bam_tables: Command) -> None:
@@ -96,12 +96,12 @@ def test_a_wrong_file_is_refused_by_name(own_tables: Path, changes: dict[str, ob
 def test_a_noted_figure_that_agrees_after_all_fails(own_tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_tables / "mine.yaml").write_text(table(notes={"a": {"params": "we thought so"}}))
     tables.register()
-    assert tables.params(["mine"], "text") == 1
+    assert params.params(["mine"], "text") == 1
     assert "EQUAL (noted)" in capsys.readouterr().out
 
 
 def test_a_figure_that_differs_without_a_note_fails(own_tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_tables / "mine.yaml").write_text(table().replace("23.71M", "23.72M"))
     tables.register()
-    assert tables.params(["mine"], "csv") == 1
+    assert params.params(["mine"], "csv") == 1
     assert capsys.readouterr().out.splitlines()[1].endswith(",no")

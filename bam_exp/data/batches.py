@@ -43,8 +43,10 @@ class Batches:
 
     @property
     def sampler(self) -> Self:
-        """What Lightning announces an epoch to, by `set_epoch`."""
+        """What Lightning announces an epoch to, by `set_epoch`; it knows no other way."""
         return self
+
+    batch_sampler = None  # Lightning looks here too
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""

@@ -52,7 +52,8 @@ class ImageNet:
     def folder(self) -> Path:
         """The one that holds train/ and val/."""
         inside = self.root / "imagenet"
-        return inside if inside.is_dir() else self.root
+        itself = not inside.is_dir() and any((self.root / name).is_dir() for name in FOLDERS.values())
+        return self.root if itself else inside
 
     @property
     def train_size(self) -> int:
@@ -144,7 +145,7 @@ class ImageNet:
             raise DataError(f"{where}: holds files but no class folders; docs/imagenet.md says how to make them")
         if len(found) != self.num_classes:
             missing = sorted(SYNSETS.keys() - set(found)) if self.num_classes == len(SYNSETS) else []
-            named = f", {_called(missing[0])} is missing" if missing and len(missing) < len(SYNSETS) else ""
+            named = f", {_called(missing[0])} is missing" if 0 < len(missing) < 100 else ""
             fits = f"data.classes={len(found)} would fit" if found else "a class is a folder of photos"
             raise DataError(
                 f"{where}: has {len(found)} class folders for data.classes={self.num_classes}{named}; {fits}"

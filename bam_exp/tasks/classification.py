@@ -30,7 +30,8 @@ class Classification(pl.LightningModule):
         data: the data set (see `bam_exp.data`).
         seed: with the epoch and the index, decides order and augmentation.
         epochs: passes over the training set.
-        max_steps: stop after so many optimizer steps, None for never; for trying things out.
+        max_steps: stop after so many optimizer steps, and test on at most so many batches, for trying things out; None for
+            no limit. `test_images` of the result says how many images the test error is of.
         batch_size: images a step; the last batch of an epoch is smaller, none is dropped.
         lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
         milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`.
@@ -80,9 +81,13 @@ class Classification(pl.LightningModule):
         self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
 
     @property
-    def limits(self) -> dict[str, int]:
-        """Where Lightning stops."""
-        return {"max_epochs": self.epochs, "max_steps": self.max_steps or -1}
+    def limits(self) -> dict[str, int | float]:
+        """Where Lightning stops, and how much of the test set it takes."""
+        return {
+            "max_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "limit_val_batches": self.max_steps or 1.0,
+        }
 
     def train_dataloader(self) -> Batches:
         """The training set, shuffled and augmented."""
@@ -140,7 +145,7 @@ class Classification(pl.LightningModule):
         train = _means(self.train_sums)
         if not math.isfinite(train["loss"]):
             raise Diverged(f"the training loss is {train['loss']} in epoch {self.current_epoch + 1}")
-        figures = {f"train/{name}": value for name, value in train.items() if name != "top5_error"}
+        figures = {f"train/{name}": value for name, value in train.items() if name in ("loss", "top1_error")}
         if self.test_sums[3] > 0:  # an epoch cut short by max_steps has had no evaluation yet: see `evaluate_last`
             figures |= {f"test/{name}": value for name, value in _means(self.test_sums).items()}
         self._close(figures)
@@ -162,7 +167,8 @@ class Classification(pl.LightningModule):
         """Write the curves from this epoch on to TensorBoard."""
         for epoch, figures in enumerate(self.history[first:], start=first + 1):
             if self.logger is not None and "test/top1_error" in figures:
-                self.logger.log_metrics(figures, step=epoch)
+                curves = {name: value for name, value in figures.items() if name != "test/images"}
+                self.logger.log_metrics(curves, step=epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curves, and the random numbers of whatever draws any (dropout)."""
@@ -190,6 +196,7 @@ class Classification(pl.LightningModule):
             "train_loss": last["train/loss"],
             "best_top1_error": errors[best],
             "best_epoch": best + 1,
+            "test_images": int(last["test/images"]),
         }
 
 
@@ -209,4 +216,9 @@ def _add(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
 
 def _means(sums: Tensor) -> dict[str, float]:
     loss, wrong1, wrong5, count = sums.tolist()
-    return {"loss": loss / count, "top1_error": 100 * wrong1 / count, "top5_error": 100 * wrong5 / count}
+    return {
+        "loss": loss / count,
+        "top1_error": 100 * wrong1 / count,
+        "top5_error": 100 * wrong5 / count,
+        "images": count,
+    }

@@ -1,0 +1,124 @@
+"""Who has what: the lock of a run, a slot of a GPU; the kernel drops both with the process."""
+
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bam_exp.checkpoint import write_atomically
+from bam_exp.config import ConfigError
+from bam_exp.run import Run
+from bam_exp.trainer import Machine
+
+LOCK = ".lock"
+OWNER = "owner.json"
+
+
+class Busy(RuntimeError):
+    """Another process has this run."""
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Hold the run's lock, which the kernel drops with the process.
+
+    Raises:
+        Busy: naming the process that has it.
+        ConfigError: if the folder cannot be written.
+    """
+    path = run.folder / LOCK
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        for _ in range(20):  # it may not have said yet who it is
+            if alive(owner := read_owner(run.folder)) is not False:
+                break
+            time.sleep(0.1)
+        raise Busy(f"{run.name}: already running ({owner or 'another process'})") from error
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
+    try:
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        write_atomically(run.folder / OWNER, json.dumps({"process": owner}) + "\n")
+        yield
+    finally:
+        (run.folder / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def read_owner(folder: Path) -> str:
+    """`process <number> on <machine>`: who trains, or has been killed while training, the run of this folder; else empty."""
+    return str(read_json(folder / OWNER).get("process", ""))
+
+
+def alive(owner: str) -> bool | None:
+    """Whether that process still is; None if it is on another machine."""
+    found = re.fullmatch(r"process (\d+) on (.*)", owner)
+    if found is None:
+        return False
+    if found.group(2) != socket.gethostname():
+        return None
+    try:
+        os.kill(int(found.group(1)), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextmanager
+def leased(here: Machine) -> Iterator[None]:
+    """Hold one slot of one GPU (`gpus` x `runs_per_gpu`), waiting for it; nothing on a CPU."""
+    if not here.uses_gpu:
+        yield
+        return
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    chosen = [visible[index] if visible else str(index) for index in here.gpus or range(_gpu_count(visible))]
+    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    slots = [(gpu, FileLock(folder / f"gpu{gpu}-{slot}.lock")) for slot in range(here.runs_per_gpu) for gpu in chosen]
+    for attempt in count():
+        for gpu, lock in slots:
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+            try:
+                yield
+            finally:
+                lock.release()
+            return
+        if attempt == 0:
+            print("waiting for a free GPU", file=sys.stderr, flush=True)
+        time.sleep(1)
+
+
+def _gpu_count(visible: list[str]) -> int:
+    if visible:
+        return len(visible)
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The mapping in a file that another process may be writing or may never have written; else an empty one."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
