@@ -14,6 +14,7 @@ def main() -> None:
     """Run the Hydra application; what was typed wrong ends in one line and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here as they are, instead of being printed over many lines
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choices(group)), replace=True)
+    OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.trained()), replace=True)
     try:
         words = [word for word in sys.argv[1:] if not word.startswith("-")]
         config.check_overrides(words)

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 GROUPS = ("data", "backbone", "attention", "recipe", "trainer")
 """The config groups; each is the keyword arguments of the callable that its `_target_` names."""
 
-SETTINGS = ("seed", "data_root", "output_dir")
+SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate")
 """What stands at the top of conf/config.yaml beside the groups."""
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -186,6 +186,10 @@ def check_top(cfg: DictConfig) -> None:
         value = cfg.get(key)
         if not isinstance(value, str) or not value:
             raise ConfigError(f"{key}={value}: should be the path of a folder")
+    for key in ("weights", "evaluate"):
+        value = cfg.get(key)
+        if value is not None and not (isinstance(value, str) and Path(value).is_file()):
+            raise ConfigError(f"{key}={value}: should be a .safetensors file (scripts/import_weights.py makes them)")
 
 
 def check_overrides(overrides: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from bam_exp import config
 from bam_exp.checkpoint import CheckpointError, write_atomically
 from bam_exp.config import ConfigError
 from bam_exp.locks import Busy, claimed, leased, read_json
-from bam_exp.run import Run, execute, machine, result_of
+from bam_exp.run import Run, evaluate, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
 
 
@@ -36,7 +36,13 @@ def start(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     try:
         run = Run.of(cfg, hydra.runtime.choices)
-        if not OmegaConf.is_missing(hydra.job, "num"):  # a job of a sweep has a number
+        if cfg.evaluate is not None:
+            figures = evaluate(cfg)
+            print(
+                f"{cfg.evaluate}: top-1 error {figures['top1_error']:.2f} %, top-5 error {figures['top5_error']:.2f} %"
+                f"  ({figures['images']:.0f} images of {run.names['data']})"
+            )
+        elif not OmegaConf.is_missing(hydra.job, "num"):  # a job of a sweep has a number
             _in_child(run, machine(cfg), list(hydra.overrides.task))
         elif (result := result_of(run)) is not None:
             print(f"{run.name}: done already, top-1 error {result['metrics']['top1_error']:.2f} %")

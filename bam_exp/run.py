@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import logging
 import subprocess
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +19,7 @@ from bam_exp import __version__, config
 from bam_exp.attention import attach
 from bam_exp.config import ConfigError
 from bam_exp.trainer import Interruption, Keeper, Machine
+from bam_exp.weights import load_weights
 
 SCHEMA = 1
 """Raised when the same config would give another number than before; older results are then stale."""
@@ -72,6 +71,11 @@ class Run:
         with torch.device("meta"):
             data, _, _ = build(cfg)
         first = {"schema": SCHEMA, "seed": seed, "data_digest": data.digest}
+        if cfg.weights is not None:
+            names["backbone"] += f"-{_word('weights', Path(cfg.weights).stem)}"
+            overrides.append(f"weights={cfg.weights}")
+            with Path(cfg.weights).open("rb") as file:
+                first["weights"] = hashlib.file_digest(file, "sha256").hexdigest()
         root = Path(cfg.output_dir) / "runs"
         return cls(names, (*overrides, f"seed={seed}"), seed, {**first, **groups}, {**first, **essence}, root)
 
@@ -177,9 +181,6 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     from bam_exp.progress import FILE as progress_file  # noqa: N811
     from bam_exp.progress import Curves, Progress
 
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     here = machine(cfg)
     here.prepare()
     with torch.device("meta"):
@@ -188,6 +189,8 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     data.prepare()
     pl.seed_everything(run.seed, verbose=False)
     data, network, task = build(cfg)
+    if cfg.weights is not None:
+        load_weights(network, Path(cfg.weights), onto=True)
     network.to(memory_format=torch.channels_last)
     if here.compile == "on" or (here.compile == "auto" and here.uses_gpu):
         network.compile()
@@ -233,6 +236,27 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         (run.folder / passing).unlink(missing_ok=True)
     write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     return result
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Test figures of the weights in the file of the setting `evaluate`; leaves nothing behind.
+
+    Raises:
+        ConfigError: if the file is not of this network.
+    """
+    import pytorch_lightning as pl
+
+    here = machine(cfg)
+    here.prepare()
+    data, network, task = build(cfg)
+    data.prepare()
+    load_weights(network, Path(cfg.evaluate))
+    network.to(memory_format=torch.channels_last)
+    trainer = here.trainer(Path.cwd(), logger=False, callbacks=[], **task.limits)
+    assert isinstance(trainer, pl.Trainer)
+    trainer.validate(task, verbose=False)
+    figures: dict[str, float] = task.test_figures()
+    return figures
 
 
 def _begin(run: Run) -> str:

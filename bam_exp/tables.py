@@ -78,6 +78,11 @@ def names() -> list[str]:
     return config.choices("table")
 
 
+def trained() -> list[str]:
+    """The tables whose rows this version trains."""
+    return [name for name in names() if load(name).task == "classification"]
+
+
 def load(name: str) -> Table:
     """Read conf/table/<name>.yaml.
 

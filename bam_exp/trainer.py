@@ -1,10 +1,12 @@
 """The machine a run trains on: device, threads, precision, checkpoints in time, and the Lightning trainer made for it."""
 
+import logging
 import os
 import platform
 import signal
 import threading
 import time
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,7 +55,10 @@ class Machine:
         return "bfloat16" if self.uses_gpu else "float32"
 
     def prepare(self) -> None:
-        """Set threads and kernels of this process."""
+        """Set threads and kernels of this process, and keep Lightning from talking over the run."""
+        for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         torch.set_num_threads(self.threads or len(os.sched_getaffinity(0)))
         if self.uses_gpu:
             torch.backends.cudnn.benchmark = not self.deterministic
@@ -61,7 +66,9 @@ class Machine:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
-    def trainer(self, folder: Path, *, logger: Logger, callbacks: list[pl.Callback], **limits: Any) -> pl.Trainer:
+    def trainer(
+        self, folder: Path, *, logger: Logger | Literal[False], callbacks: list[pl.Callback], **limits: Any
+    ) -> pl.Trainer:
         """A Lightning trainer for one run on this machine; `limits` are `max_epochs` and `max_steps`."""
         return pl.Trainer(
             accelerator="gpu" if self.uses_gpu else "cpu",

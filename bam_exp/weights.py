@@ -66,54 +66,54 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, *, source: str) -> N
 
 
 def load_weights(network: nn.Module, path: Path, *, onto: bool = False) -> list[str]:
-    """Load a safetensors file into a network, in place; the names of the weights that keep their values.
-
-    Without `onto` these are none: every weight must be there, and fit. onto: to train on from plain weights, of a
-    network without an attention or with another number of classes: attentions and a classifier of another shape keep
-    their values.
-    Raises ValueError, which names the first weight that is missing, superfluous or of another shape.
-    """
+    """`put_weights` of a safetensors file, which names itself in an error. Raises ValueError."""
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: not a file of weights that bam_exp has written ({_first_line(error)})") from error
+    return put_weights(network, weights, source=path, onto=onto)
+
+
+def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: object, onto: bool = False) -> list[str]:
+    """Copy weights into a network, in place; returns the names of those that keep their values.
+
+    Without `onto` there are none: every weight must be there, and fit. With it, for training on from weights of a
+    network without an attention or with other classes, attentions that are lacking and a classifier of another shape
+    keep theirs.
+    Raises ValueError, which names `source` and the first weight that is missing, superfluous or of another shape.
+    """
     own = network.state_dict()
-    kept = []
+    kept: list[str] = []
     if onto:
-        *_, classifier = (name.rpartition(".")[0] for name in own if not _of_an_attention(name))
-        replaced = {n for n in weights if n.startswith(f"{classifier}.") and n in own and weights[n].shape != own[n].shape}
-        if replaced:
-            weights = {name: one for name, one in weights.items() if not name.startswith(f"{classifier}.")}
-        kept = [
-            name for name in own if name not in weights and (_of_an_attention(name) or name.startswith(f"{classifier}.") and replaced)
-        ]
-    # A count of batches that only momentum=None would read; PyTorch 0.4.0 did not have it.
-    missing = [n for n in own if n not in weights and n not in kept and not n.endswith("num_batches_tracked")]
+        reshaped = {_layer(name) for name, one in weights.items() if name in own and one.shape != own[name].shape}
+        replaced = {layer for layer in reshaped if layer.startswith("head.")}
+        weights = {name: one for name, one in weights.items() if _layer(name) not in replaced}
+        kept = [name for name in own if name not in weights and (_layer(name) in replaced or _of_an_attention(name))]
+    # num_batches_tracked is a count that PyTorch 0.4.0 did not have, and that is not used with a momentum.
+    missing = [n for n in own if n not in weights and n not in kept and not n.endswith(".num_batches_tracked")]
     superfluous = [name for name in weights if name not in own]
     if missing or superfluous:
-        first, what = (missing[0], "has no") if missing else (superfluous[0], "has a")
+        first = f"it lacks {missing[0]}" if missing else f"it has a {superfluous[0]}"
         hint = ""
-        if any(map(_of_an_attention, missing)):
-            hint = "; these are weights of a network without this attention"
-        elif any(map(_of_an_attention, superfluous)):
-            hint = "; these are weights of a network with an attention"
-        number = f"{len(missing)} missing, {len(superfluous)} too many of {len(own)}"
-        raise ValueError(f"{path}: not of this network: it {what} {first} ({number}){hint}")
-    for name, one in weights.items():
-        if one.shape != own[name].shape:
-            raise ValueError(
-                f"{path}: not of this network: {name} is {_size(one)} and should be {_size(own[name])}"
-            )
+        if any(map(_of_an_attention, missing + superfluous)):
+            hint = f"; the {'file' if missing else 'network'} has no such attention"
+        raise ValueError(
+            f"{source}: not of this network: {first} ({len(missing)} missing, {len(superfluous)} too many){hint}"
+        )
+    for name, one in own.items():
+        if name in weights and weights[name].shape != one.shape:
+            sizes = " and should be ".join(" x ".join(map(str, size)) for size in (weights[name].shape, one.shape))
+            raise ValueError(f"{source}: not of this network: {name} is {sizes}")
     network.load_state_dict(weights, strict=False)
     return kept
 
 
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 def _of_an_attention(name: str) -> bool:
     return ".attention." in name
-
-
-def _size(tensor: Tensor) -> str:
-    return " x ".join(map(str, tensor.shape)) or "one number"
 
 
 def _first_line(error: BaseException) -> str:

@@ -110,7 +110,7 @@ class PhotoLoader(Batches):
         normalised = torch.empty(flat.shape, dtype=torch.float32, device=self.device)
         # On a CPU one photo at a time, which stays in the cache between the operations.
         for some, out in zip(flat[:, None], normalised[:, None], strict=True) if flat.is_cpu else [(flat, normalised)]:
-            torch.mul(some, 1 / 255, out=out).sub_(self._mean).div_(self._std)  # the order in which torchvision rounds
+            torch.div(some, 255, out=out).sub_(self._mean).div_(self._std)  # as torchvision's presets round
         return normalised.view(len(flat), self.size, self.size, 3).permute(0, 3, 1, 2)
 
     def _from_workers(self, parts: "list[Part]", *, encoded: bool = False) -> "Iterator[Any]":

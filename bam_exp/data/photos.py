@@ -3,8 +3,9 @@
 import hashlib
 import os
 import sys
+import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -22,6 +23,9 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 
 KEPT_FROM = 10_000
 """Photos from which on it is worth a file to remember what was found."""
+
+TICK = 2 * 10**9
+"""Nanoseconds within which two changes of a folder may have one time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,24 +104,34 @@ def photos_in(folder: Path) -> Photos | None:
             for entry in entries
             if entry.is_dir() and not entry.name.startswith(".")
         )
-    return _photos(folder.absolute(), tuple(classes))
+    if any(changed > time.time_ns() - TICK for _, changed in classes):
+        return _listed(folder.absolute(), [name for name, _ in classes])
+    return _remembered(folder.absolute(), tuple(classes))
 
 
 @lru_cache(maxsize=4)
-def _photos(folder: Path, classes: tuple[tuple[str, int], ...]) -> Photos:
+def _remembered(folder: Path, classes: tuple[tuple[str, int], ...]) -> Photos:
+    """What a folder with these classes, last changed at these times, is known to hold."""
     stamp = hashlib.sha256(repr((str(folder), classes)).encode()).hexdigest()
     kept = _cache_folder() / f"photos-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz"
-    names_of_classes = tuple(name for name, _ in classes)
+    names = [name for name, _ in classes]
     try:
         with np.load(kept) as content:
             if content["stamp"] == stamp:
-                return Photos(folder, names_of_classes, content["names"], content["labels"], content["sizes"])
+                return Photos(folder, tuple(names), content["names"], content["labels"], content["sizes"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         pass
+    found = _listed(folder, names)
+    if len(found) >= KEPT_FROM:
+        _remember(kept, _writer(stamp=np.array(stamp), names=found.names, labels=found.labels, sizes=found.sizes))
+    return found
+
+
+def _listed(folder: Path, classes: Sequence[str]) -> Photos:
     names: list[bytes] = []
     labels: list[int] = []
     sizes: list[int] = []
-    for label, name in enumerate(names_of_classes):
+    for label, name in enumerate(classes):
         with os.scandir(folder / name) as entries:
             files = sorted(
                 (os.fsencode(entry.name), entry.stat().st_size)
@@ -127,10 +141,13 @@ def _photos(folder: Path, classes: tuple[tuple[str, int], ...]) -> Photos:
         names += [file for file, _ in files]
         sizes += [size for _, size in files]
         labels += [label] * len(files)
-    found = Photos(folder, names_of_classes, np.array(names, dtype=np.bytes_), np.array(labels), np.array(sizes))
-    if len(found) >= KEPT_FROM:
-        _remember(kept, _writer(stamp=np.array(stamp), names=found.names, labels=found.labels, sizes=found.sizes))
-    return found
+    return Photos(
+        folder,
+        tuple(classes),
+        np.array(names, dtype=np.bytes_),
+        np.array(labels, dtype=np.int64),
+        np.array(sizes, dtype=np.int64),
+    )
 
 
 def _writer(**arrays: npt.NDArray[Any]) -> Callable[[Path], None]:

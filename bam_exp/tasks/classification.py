@@ -147,7 +147,7 @@ class Classification(pl.LightningModule):
             raise Diverged(f"the training loss is {train['loss']} in epoch {self.current_epoch + 1}")
         figures = {f"train/{name}": value for name, value in train.items() if name in ("loss", "top1_error")}
         if self.test_sums[3] > 0:  # an epoch cut short by max_steps has had no evaluation yet: see `evaluate_last`
-            figures |= {f"test/{name}": value for name, value in _means(self.test_sums).items()}
+            figures |= {f"test/{name}": value for name, value in self.test_figures().items()}
         self._close(figures)
         self.test_sums.zero_()
 
@@ -156,7 +156,7 @@ class Classification(pl.LightningModule):
         if self.history and "test/top1_error" not in self.history[-1]:
             figures = self.history.pop()
             self.trainer.validate(self, verbose=False)
-            self._close(figures | {f"test/{name}": value for name, value in _means(self.test_sums).items()})
+            self._close(figures | {f"test/{name}": value for name, value in self.test_figures().items()})
 
     def _close(self, figures: dict[str, float]) -> None:
         self.history.append(figures)
@@ -169,6 +169,10 @@ class Classification(pl.LightningModule):
             if self.logger is not None and "test/top1_error" in figures:
                 curves = {name: value for name, value in figures.items() if name != "test/images"}
                 self.logger.log_metrics(curves, step=epoch)
+
+    def test_figures(self) -> dict[str, float]:
+        """Loss, errors and images of the last evaluation."""
+        return _means(self.test_sums)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curves, and the random numbers of whatever draws any (dropout)."""
