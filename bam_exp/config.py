@@ -4,7 +4,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +45,13 @@ def config_dir() -> Path:
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
+def composing() -> AbstractContextManager[None]:
+    """Hydra set up over the configs, unless it is already; around many calls of `compose` it saves them the set-up."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return initialize_config_dir(str(config_dir()), version_base="1.3")
+
+
 def compose(overrides: Iterable[str]) -> DictConfig:
     """The config that these overrides give, its `hydra` node included.
 
@@ -53,9 +60,8 @@ def compose(overrides: Iterable[str]) -> DictConfig:
     """
     overrides = list(overrides)
     check_overrides(overrides)
-    running = GlobalHydra.instance().is_initialized()
     try:
-        with nullcontext() if running else initialize_config_dir(str(config_dir()), version_base="1.3"):
+        with composing():
             return hydra_compose("config", overrides, return_hydra_config=True)
     except REFUSED as error:
         raise ConfigError(one_line(error)) from error
@@ -225,7 +231,10 @@ def one_line(error: BaseException) -> str:
             key = found.group(1).lstrip("+~")
             if "/" in key and "already" in text:
                 return f"{key}: " + " ".join(text.split())
-            return f"{key}: no such key{nearest(key, _all_keys())}"
+            known = list(_all_keys())
+            if key in known:
+                return f"{key}: the {key.partition('.')[0]} that was chosen has no such key"
+            return f"{key}: no such key{nearest(key, known)}"
         if found := re.search(r"Could not find '([^']+)'", text):
             group, _, choice = found.group(1).rpartition("/")
             offered = choices(group)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional
 
 from bam_exp.data.files import DataError
@@ -69,7 +69,7 @@ def decoded(content: Content, path: Path) -> Tensor:
     """A photo of any kind that PIL reads as uint8 3 x H x W, its pixels PIL's, laid out H x W x 3. Raises DataError."""
     if content[:2].tobytes() == b"\xff\xd8":
         try:
-            photo: Tensor = decode_jpeg(torch.from_numpy(content), mode="RGB")
+            photo: Tensor = decode_jpeg(torch.from_numpy(content), mode=ImageReadMode.RGB)
         except RuntimeError:  # PIL may read it all the same, or says in words what is wrong with it
             pass
         else:

@@ -106,6 +106,7 @@ class ImageNet:
         rank: int = 0,
         world_size: int = 1,
         workers: int | None = None,
+        decoder: Literal["auto", "cpu", "nvjpeg"] = "auto",
     ) -> PhotoLoader:
         """Batches of a split on a device, see `PhotoLoader`. Raises DataError, and ValueError for an unfit batch_size."""
         photos = self._photos(split)
@@ -124,6 +125,7 @@ class ImageNet:
             rank=rank,
             world_size=world_size,
             workers=workers,
+            decoder=decoder,
         )
 
     def class_names(self) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import decode_jpeg
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from bam_exp.data.batches import Batches
 from bam_exp.data.crops import (
@@ -44,8 +44,8 @@ class PhotoLoader(Batches):
 
     broken: what becomes of a photo that cannot be decoded: "refuse" ends the epoch with a DataError that names it,
     "skip" leaves it out of its batch; `skipped` has them all. workers: processes, none of which outlives an iteration;
-    0 does the work in this one; None chooses. decoder: "nvjpeg" only on CUDA; "auto" takes it for training where it
-    works. waited: seconds that iterations have waited for photos so far.
+    0 does the work in this one; None chooses. decoder: of training; "auto" takes nvJPEG where the device has it.
+    waited: seconds that iterations have waited for photos so far.
 
     Raises ValueError as `Batches`, and DataError while iterating.
     """
@@ -71,7 +71,7 @@ class PhotoLoader(Batches):
         self.photos, self.size, self.train, self.broken = photos, size, train, broken
         self.device = torch.device(device)
         self.workers = default_workers(self.device, world_size) if workers is None else workers
-        self.nvjpeg = decoder == "nvjpeg" or (decoder == "auto" and train and _nvjpeg_works(self.device))
+        self.nvjpeg = train and (decoder == "nvjpeg" or (decoder == "auto" and _nvjpeg_works(self.device)))
         self.skipped: dict[str, None] = {}
         self.waited = 0.0
         # As long as a flattened photo: on a CPU, a broadcast over an innermost dimension of 3 would not vectorise.
@@ -101,7 +101,8 @@ class PhotoLoader(Batches):
             if line not in self.skipped:
                 self.skipped[line] = None
                 print(f"skipped ({len(self.skipped)} so far): {line}", file=sys.stderr, flush=True)
-        if made.broken and len(made.labels) < min(2, wanted):  # batch normalisation cannot train on one
+        least = 2 if self.train else 1  # batch normalisation cannot train on one
+        if made.broken and len(made.labels) < min(least, wanted):
             raise DataError(f"{made.broken[0]}: with it, too few photos of a batch of {wanted} can be decoded")
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -240,7 +241,9 @@ def _made(batch: Encoded, photos: Photos, size: int, device: torch.device) -> Ma
     found = {place: photo.to(device) for place, photo in batch.decoded.items()}
     places = [place for place in range(len(contents)) if place not in found]
     try:
-        images = decode_jpeg([contents[place] for place in places], mode="RGB", device=device) if places else []
+        images = (
+            decode_jpeg([contents[place] for place in places], mode=ImageReadMode.RGB, device=device) if places else []
+        )
         found.update(zip(places, images, strict=True))
     except RuntimeError:  # it does not say which one
         for place in places:
