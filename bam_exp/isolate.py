@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from bam_exp import config
 from bam_exp.checkpoint import CheckpointError, write_atomically
 from bam_exp.config import ConfigError
+from bam_exp.data import DataError
 from bam_exp.locks import Busy, claimed, leased, read_json
 from bam_exp.run import Run, evaluate, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
@@ -82,7 +83,7 @@ def train_here(run: Run, cfg: DictConfig) -> None:
         raise
     except Exception as error:
         reason = _failed(run, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
-        if not isinstance(error, CheckpointError):
+        if not isinstance(error, CheckpointError | DataError):  # these say all in their line
             traceback.print_exc()
         print(f"bam-train: {run.name} failed: {reason}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -80,6 +80,7 @@ class Progress(Checkpoint):
             steps = int(trainer.estimated_stepping_batches)
             self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step)
             self.bar.start()
+        self.first_step = trainer.global_step
         self.opened = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,7 +98,8 @@ class Progress(Checkpoint):
         self.seconds.append(time.monotonic() - self.opened)
         history: list[dict[str, float]] = pl_module.history  # type: ignore[assignment]
         epochs, done, figures = int(trainer.max_epochs or 0), len(history), history[-1]
-        to_go = median(self.seconds) * max(0, epochs - done)
+        steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        to_go = sum(self.seconds) / max(1, trainer.global_step - self.first_step) * steps_left
         error = f"  test error {figures['test/top1_error']:5.2f} %" if "test/top1_error" in figures else ""
         self._say(
             f"  epoch {done:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"

@@ -155,7 +155,8 @@ class _Report:
             else:
                 errors.append(float(line[self.table.metric]))
                 params = line["params"]
-                self.used.append(line)
+                if line not in self.used:  # a table may print one run twice
+                    self.used.append(line)
         printed = row.paper.get(self.table.metric, "")
         ours = f"{mean(errors):.2f}" if errors else ""
         spread = f"{stdev(errors):.2f}" if len(errors) > 1 else ""
@@ -193,6 +194,8 @@ class _Report:
         if others:
             parts += [f"Not the table itself: these runs have {others}, the table has not.", ""]
         columns = list(self.cells[0])
+        if self.variant:
+            columns.remove("difference")
         if not any(row.paper for row in self.table.rows):
             columns = [column for column in columns if "paper" not in column and column != "difference"]
         widths = [max(len(column.strip()), *(len(cells[column]) for cells in self.cells)) for column in columns]
@@ -223,7 +226,8 @@ class _Report:
             {(line["commit"] or "no checkout") + ("+changes" if line["dirty"] == "True" else "") for line in self.used}
         )
         return [
-            "Ours: test error of the last epoch, mean ± standard deviation over n seeds.",
+            "Ours: test error of the last epoch, mean ± standard deviation over n seeds; tested on "
+            f"{' or '.join(sorted({line['test_images'] for line in self.used}))} images.",
             f"Data: {', '.join(data)}. Recipe: {', '.join(recipes)}. Runs: {len(self.used)}, on {'; '.join(machines)}; "
             f"PyTorch {', '.join(sorted({line['torch'] for line in self.used}))}; commit {', '.join(commits)}.",
         ]

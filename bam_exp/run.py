@@ -192,8 +192,8 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     if cfg.weights is not None:
         load_weights(network, Path(cfg.weights), onto=True)
     network.to(memory_format=torch.channels_last)
-    if here.compile == "on" or (here.compile == "auto" and here.uses_gpu):
-        network.compile()
+    here.compile_network(network)
+    task.sgd |= here.sgd_form
 
     started = _begin(run)
     logger = Curves(run.folder)
@@ -235,6 +235,12 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     for passing in ("error.json", progress_file):
         (run.folder / passing).unlink(missing_ok=True)
     write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
+    threads, skipped = torch.get_num_threads(), here.graphs_skipped()
+    print(
+        f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}"
+        + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else ""),
+        file=sys.stderr,
+    )
     return result
 
 

@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
+from torch import Tensor, nn
 
 from bam_exp.checkpoint import Checkpoints
 
@@ -28,7 +30,8 @@ class Machine:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "on", "reduce-overhead", "off"] = "auto"
+    sgd: Literal["fused", "foreach", "loop"] = "fused"
     threads: PositiveInt | None = None
     deterministic: bool = False
     checkpoint_epochs: PositiveInt = 1
@@ -53,6 +56,47 @@ class Machine:
         if self.precision != "auto":
             return self.precision
         return "bfloat16" if self.uses_gpu else "float32"
+
+    @property
+    def compile_used(self) -> str:
+        """ "on", "reduce-overhead" (with CUDA graphs) or "off"."""
+        if self.compile == "auto":
+            return "on" if self.uses_gpu else "off"
+        return self.compile
+
+    def compile_network(self, network: nn.Module) -> None:
+        """Compile `network` in place, as `compile` says; where that fails, it says why and goes on in eager mode."""
+        if self.compile_used == "off":
+            return
+        from torch._dynamo.exc import TorchDynamoException  # takes two seconds
+
+        # A batch and an epoch's last, smaller one, in training and in evaluation: four static shapes.
+        mode = "reduce-overhead" if self.compile_used == "reduce-overhead" else None
+        compiled = torch.compile(network.forward, dynamic=False, mode=mode)
+
+        def forward(*inputs: Tensor) -> Any:
+            try:
+                return compiled(*inputs)
+            except TorchDynamoException as error:
+                del network.forward
+                reason = next(iter(str(error).strip().splitlines()), "")
+                print(f"not compiled, going on in eager mode: {type(error).__name__}: {reason}", file=sys.stderr)
+                return network.forward(*inputs)
+
+        network.forward = forward  # type: ignore[method-assign]
+
+    def graphs_skipped(self) -> int:
+        """How often `compile=reduce-overhead` had to do without a CUDA graph in this process."""
+        if self.compile_used != "reduce-overhead":
+            return 0
+        from torch._dynamo.utils import counters
+
+        return counters["inductor"]["cudagraph_skips"]
+
+    @property
+    def sgd_form(self) -> dict[str, bool]:
+        """Keyword of torch.optim.SGD: which of its forms computes a step."""
+        return {"foreach": self.sgd == "foreach"} if self.sgd != "fused" else {"fused": True}
 
     def prepare(self) -> None:
         """Set threads and kernels of this process, and keep Lightning from talking over the run."""

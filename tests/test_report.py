@@ -35,7 +35,13 @@ def fake_result(folder: Path, error: float, *, row: str = "r8", seed: int = 0, r
     result = {
         **shared,
         "schema": SCHEMA,
-        "metrics": {"top1_error": error, "top5_error": 5.0, "best_top1_error": error, "best_epoch": 300},
+        "metrics": {
+            "top1_error": error,
+            "top5_error": 5.0,
+            "best_top1_error": error,
+            "best_epoch": 300,
+            "test_images": 10_000,
+        },
         "hardware": {"device": "TestGPU", "cpu": "TestCPU", "threads": 2, "precision": "float32"},
         "versions": {"torch": "2.15.0"},
         "params": 24_620_315,

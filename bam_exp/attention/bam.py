@@ -7,7 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from bam_exp.attention.gate import gate
+from bam_exp.attention.gate import gate, pool
 from bam_exp.attention.knobs import Rounding, hidden_width
 from bam_exp.schema import checked
 
@@ -92,7 +92,7 @@ class BAM(nn.Module):
 
     def _channel(self, x: Tensor) -> Tensor:
         """The channel branch, N x C."""
-        channel: Tensor = self.channel_norm(self.channel(x.mean((2, 3))))
+        channel: Tensor = self.channel_norm(self.channel(pool(x)))
         return channel
 
     def extra_repr(self) -> str:

@@ -4,6 +4,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from bam_exp.attention.gate import pool
 from bam_exp.attention.knobs import KernelSize, Rounding, hidden_width
 from bam_exp.schema import checked
 
@@ -36,7 +37,7 @@ class CBAM(nn.Module):
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        channel: Tensor = (self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3)))).sigmoid()
+        channel: Tensor = (self.mlp(pool(x)) + self.mlp(x.amax((2, 3)))).sigmoid()
         x = x * channel[:, :, None, None]
         pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), 1)
         spatial: Tensor = self.bn(self.conv(pooled)).sigmoid()

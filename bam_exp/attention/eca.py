@@ -5,6 +5,7 @@ from math import log2
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from bam_exp.attention.gate import pool
 from bam_exp.attention.knobs import KernelSize
 from bam_exp.schema import checked
 
@@ -23,5 +24,5 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        attention: Tensor = self.conv(x.mean((2, 3))[:, None])[:, 0].sigmoid()
+        attention: Tensor = self.conv(pool(x)[:, None])[:, 0].sigmoid()
         return x * attention[:, :, None, None]

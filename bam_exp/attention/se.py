@@ -3,6 +3,7 @@
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from bam_exp.attention.gate import pool
 from bam_exp.attention.knobs import Rounding, hidden_width
 from bam_exp.schema import checked
 
@@ -24,5 +25,5 @@ class SE(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        attention: Tensor = self.mlp(x.mean((2, 3))).sigmoid()
+        attention: Tensor = self.mlp(pool(x)).sigmoid()
         return x * attention[:, :, None, None]

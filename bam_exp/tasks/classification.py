@@ -206,16 +206,13 @@ class Classification(pl.LightningModule):
 
 def _add(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
     with torch.no_grad():
-        of_label = logits.gather(1, labels[:, None])
-        rank = (logits > of_label).sum(1)
         # A logit equal to the label's counts against it, and so does NaN: a network that says the same for all is wrong.
-        rank += (logits == of_label).sum(1) - 1
-        rank = torch.where(of_label[:, 0].isnan(), logits.shape[1], rank)
-        count = labels.numel()
-        wrong1, wrong5 = (rank >= 1).sum(), (rank >= 5).sum()
-        sums += torch.stack(
-            [loss.double() * count, wrong1.double(), wrong5.double(), wrong1.new_full((), count).double()]
-        )
+        below = (logits < logits.gather(1, labels[:, None])).sum(1)
+        classes, count = logits.shape[1], labels.numel()
+        sums[0].add_(loss, alpha=count)
+        sums[1].add_((below < classes - 1).sum())
+        sums[2].add_((below < classes - 5).sum())
+        sums[3].add_(count)
 
 
 def _means(sums: Tensor) -> dict[str, float]:
