@@ -7,11 +7,11 @@ import sys
 # spinning made a step of the demo 16 times slower (2 threads on 2 cores).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import hydra  # noqa: E402
-from omegaconf import OmegaConf  # noqa: E402
+import hydra
+from omegaconf import OmegaConf
 
-from bam_exp import config, tables  # noqa: E402
-from bam_exp.isolate import refuse, start  # noqa: E402
+from bam_exp import config, tables
+from bam_exp.isolate import refuse, start
 
 
 def main() -> None:

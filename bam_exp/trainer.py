@@ -79,11 +79,12 @@ class Machine:
                 return compiled(*inputs)
             except TorchDynamoException as error:
                 del network.forward
-                reason = next(iter(str(error).strip().splitlines()), "")
-                print(f"not compiled, going on in eager mode: {type(error).__name__}: {reason}", file=sys.stderr)
+                inner = getattr(error, "inner_exception", error)
+                reason = f"{type(inner).__name__}: {str(inner).strip().partition(chr(10))[0]}"
+                print(f"not compiled, going on in eager mode: {reason}", file=sys.stderr)
                 return network.forward(*inputs)
 
-        network.forward = forward  # type: ignore[method-assign]
+        network.forward = forward
 
     def graphs_skipped(self) -> int:
         """How often `compile=reduce-overhead` had to do without a CUDA graph in this process."""
