@@ -80,6 +80,14 @@ class Classification(pl.LightningModule):
         self.register_buffer("train_sums", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes which hook is running forty times a step, and nn.Module.__setattr__ looks through parameters,
+        # buffers and modules each time: a sixth of a step's host time.
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def limits(self) -> dict[str, int | float]:
         """Where Lightning stops, and how much of the test set it takes."""
