@@ -1035,7 +1035,7 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         for y, row in enumerate(found):
             rate, limit, name = float(row["images/s"]), float(row["ceiling images/s"]), str(row["variant"])
             plain = "no attention" in name or name in ("SE", "ECA", "CBAM")
-            theirs = row.get("attention") == "released" or "released" in name
+            theirs = row.get("attention") == "released" or ("released" in name and "in our form" not in name)
             axis.barh(y, rate, 0.66, color="#b0b0b0" if plain else "#d98c5f" if theirs else "#3b6ea5")
             axis.vlines(limit, y - 0.42, y + 0.42, color="black", linewidth=2)
             beside = max(rate, limit) if 0.85 * limit < rate < 1.02 * limit else rate
