@@ -18,7 +18,7 @@ class Complexity:
 def complexity(network: nn.Module, size: int, *, count_bias: bool = False) -> Complexity:
     """Count a network that stands on the meta device, for one image of 3 x `size` x `size`.
 
-    1 multiply-accumulate = 1, as in the paper (`paper.md`, "Consistency checks"). With `count_bias` the additions of the
+    1 multiply-accumulate = 1, as in the paper (docs/faithfulness.md). With `count_bias` the additions of the
     convolutions' biases count too, as the paper's figures for SqueezeNet demand.
     """
     biases = 0
