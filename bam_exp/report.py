@@ -198,9 +198,13 @@ class _Report:
             columns.remove("difference")
         if not any(row.paper for row in self.table.rows):
             columns = [column for column in columns if "paper" not in column and column != "difference"]
-        widths = [max(len(column.strip()), *(len(cells[column]) for cells in self.cells)) for column in columns]
+            heads = {"ours": FIGURES["params"], "ours ": FIGURES[self.table.metric]}
+        else:
+            heads = {}
+        heads = {column: heads.get(column, column.strip()) for column in columns}
+        widths = [max(len(heads[column]), *(len(cells[column]) for cells in self.cells)) for column in columns]
         parts.append(
-            "| " + " | ".join(column.strip().ljust(width) for column, width in zip(columns, widths, strict=True)) + " |"
+            "| " + " | ".join(heads[column].ljust(width) for column, width in zip(columns, widths, strict=True)) + " |"
         )
         parts.append(
             "|" + "|".join(("-" * (width + 1) + (":" if index else "-")) for index, width in enumerate(widths)) + "|"
