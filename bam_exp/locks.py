@@ -87,7 +87,9 @@ def leased(here: Machine) -> Iterator[None]:
         return
     visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
     chosen = [visible[index] if visible else str(index) for index in here.gpus or range(_gpu_count(visible))]
-    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}"
+    # SLURM gives each job GPUs of its own, most often counted from 0 in each: leases keep apart the runs of one job.
+    job = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}{job and '-'}{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
     slots = [(gpu, FileLock(folder / f"gpu{gpu}-{slot}.lock")) for slot in range(here.runs_per_gpu) for gpu in chosen]
     for attempt in count():

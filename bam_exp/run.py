@@ -253,6 +253,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     import pytorch_lightning as pl
 
     here = machine(cfg)
+    here.check_device()
     here.prepare()
     data, network, task = build(cfg)
     data.prepare()

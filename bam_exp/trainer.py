@@ -40,10 +40,14 @@ class Machine:
     runs_per_gpu: PositiveInt = 1
     time_limit_minutes: PositiveFloat | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse a GPU where there is none."""
+    def check_device(self) -> None:
+        """Refuse a GPU where there is none.
+
+        Raises:
+            ValueError: naming the setting.
+        """
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use; device=cpu or device=auto")
+            raise ValueError("trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto")
 
     @property
     def uses_gpu(self) -> bool:
