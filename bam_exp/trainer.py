@@ -47,7 +47,9 @@ class Machine:
             ValueError: naming the setting.
         """
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto")
+            raise ValueError(
+                "trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto"
+            )
 
     @property
     def uses_gpu(self) -> bool:

@@ -34,7 +34,8 @@ class Classification(pl.LightningModule):
             no limit. `test_images` of the result says how many images the test error is of.
         batch_size: images a step; the last batch of an epoch is smaller, none is dropped.
         lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
-        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`.
+        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`: from the first epoch
+            that begins then, to a tenth of an epoch.
     """
 
     train_sums: Tensor
@@ -72,7 +73,7 @@ class Classification(pl.LightningModule):
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.sgd = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self.milestones = [round(fraction * epochs) for fraction in milestones]
+        self.milestones = [math.ceil(fraction * epochs - 0.1) for fraction in milestones]
         self.gamma = gamma
         self.history: list[dict[str, float]] = []
         # Sums over the epoch so far, in double precision: loss, wrong at top 1, wrong at top 5, images. In the state dict,
