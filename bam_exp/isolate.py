@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,6 +29,9 @@ from bam_exp.data import DataError
 from bam_exp.locks import Busy, claimed, leased, read_json
 from bam_exp.run import Run, evaluate, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
+
+SWEEP = "BAM_EXP_SWEEP"
+"""Environment variable with the process id of the sweep, by which a launcher's worker knows its parent."""
 
 SLURM_ENDS_S = 600
 """How long a job that SLURM told to stop waits for SLURM to end it (its GraceTime and KillWait)."""
@@ -82,7 +86,9 @@ def train_here(run: Run, cfg: DictConfig) -> None:
                 return
             result = execute(run, cfg, interruption)
     except Interrupted as stop:
-        print(f"{run.name}: stopped, its checkpoint is saved; continue with: {run.command}", file=sys.stderr)
+        words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else run.overrides
+        typed = shlex.join(word for word in words if not word.startswith("hydra."))
+        print(f"{run.name}: stopped, its checkpoint is saved; continue with: bam-train {typed}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from stop
     except (Busy, ConfigError):
         raise
@@ -111,7 +117,7 @@ def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
     limit, reason = here.time_limit_minutes, None
     try:
         with _passed_on(child) as received:
-            code = child.wait(timeout=limit and limit * 60)
+            code = _wait(child, limit)
     except subprocess.TimeoutExpired:
         child.kill()
         code, reason = child.wait(), f"ran longer than trainer.time_limit_minutes={limit}"
@@ -132,6 +138,24 @@ def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
         reason = f"stopped by {signal.Signals(code - 128).name}; its checkpoint is saved"
     if reason is not None:
         _failed(run, reason, "")
+
+
+def _wait(child: "subprocess.Popen[bytes]", limit: float | None) -> int:
+    """Exit code of the child; a worker whose sweep is gone (joblib's workers outlive it) ends the child first.
+
+    Raises:
+        subprocess.TimeoutExpired: after `limit` minutes.
+    """
+    sweep, end = os.getppid(), limit and time.monotonic() + limit * 60
+    worker = os.environ.get(SWEEP) == str(sweep)
+    while True:
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if end and time.monotonic() > end:
+                raise
+            if worker and os.getppid() != sweep:
+                child.terminate()
 
 
 @contextmanager
@@ -180,6 +204,7 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse the whole sweep if one job of it is wrong (one line, exit code 2, nothing written)."""
+        os.environ[SWEEP] = str(os.getpid())
         try:
             self._check(config)
         except Exception as error:  # Hydra swallows what a callback raises, save for this

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Command
+
+from bam_exp import locks
 
 SLOW = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=400")
 """A run that lasts longer than any test waits."""
@@ -59,6 +62,23 @@ def test_a_killed_run_fails_alone(tmp_path: Path, launcher: str) -> None:
     [failed] = [line for line in err.splitlines() if line.startswith("FAILED")]
     assert "epochs400" in failed
     assert "killed by SIGKILL" in failed
+
+
+def test_the_runs_of_a_killed_sweep_stop_and_are_continued(tmp_path: Path) -> None:
+    """joblib's workers outlive the process that started them; their runs must not."""
+    words = ["-m", "seed=0", *SLOW[:-1], "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    sweep = begin(tmp_path, *words, "recipe.epochs=200")
+    run = owner(tmp_path)
+    sweep.kill()
+    sweep.wait()
+    end = time.monotonic() + 60
+    while (folder := next(tmp_path.glob("runs/**/owner.json"), None)) is not None and time.monotonic() < end:
+        time.sleep(0.1)
+    assert folder is None
+    while locks.alive(f"process {run} on {socket.gethostname()}") and time.monotonic() < end:
+        time.sleep(0.1)
+    assert time.monotonic() < end
+    assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
 
 
 def test_a_run_over_its_time_limit_fails_alone(bam_train: Command) -> None:
