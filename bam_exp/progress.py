@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from bam_exp import ranks
 from bam_exp.checkpoint import write_atomically
 
 FILE = "progress.json"
@@ -67,8 +68,9 @@ class Progress(Checkpoint):
         """Say what starts, or where it continues."""
         device = pl_module.device
         threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+        processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
-        self._say(f"{self.name}: training on {device.type}{threads}{where}")
+        self._say(f"{self.name}: training on {device.type}{processes}{threads}{where}")
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),

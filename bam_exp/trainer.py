@@ -19,8 +19,10 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from bam_exp import ranks
 from bam_exp.checkpoint import Checkpoints
 
 
@@ -36,6 +38,7 @@ class Machine:
     deterministic: bool = False
     checkpoint_epochs: PositiveInt = 1
     checkpoint_minutes: PositiveFloat = 10.0
+    devices: PositiveInt | Literal["auto"] = 1
     gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     runs_per_gpu: PositiveInt = 1
     time_limit_minutes: PositiveFloat | None = None
@@ -44,6 +47,29 @@ class Machine:
         """Refuse a GPU where there is none."""
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device=cuda: this machine has no GPU that PyTorch can use; device=cpu or device=auto")
+        _ = self.processes
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute a run, each on a device of its own. Raises ValueError if there cannot be so many."""
+        world = ranks.World.outside()
+        if world.size > 1:
+            if self.devices not in ("auto", world.size):
+                raise ValueError(
+                    f"devices={self.devices}: {world.starter} started {world.size} processes; trainer=ddp takes them"
+                )
+            there = len(ranks.visible_gpus()) if self.uses_gpu else world.local_size
+            if there < world.local_size and not (there == 1 and world.starter == "srun"):  # srun may give each its own
+                raise ValueError(f"devices: {world.starter} started {world.local_size} processes here for {there} GPUs")
+            return world.size
+        if self.devices == 1 or not self.uses_gpu:
+            return 1 if self.devices == "auto" else self.devices
+        there = len(self.gpus or ranks.visible_gpus())
+        if self.devices != "auto" and self.devices > there:
+            raise ValueError(
+                f"devices={self.devices}: there are only {there} GPUs{' in trainer.gpus' if self.gpus else ''}"
+            )
+        return there if self.devices == "auto" else self.devices
 
     @property
     def uses_gpu(self) -> bool:
@@ -104,7 +130,9 @@ class Machine:
         for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-        torch.set_num_threads(self.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads or ranks.cores())
+        if ranks.size() > 1:
+            os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # or Lightning would choose
         if self.uses_gpu:
             torch.backends.cudnn.benchmark = not self.deterministic
         if self.deterministic:
@@ -115,14 +143,19 @@ class Machine:
         self, folder: Path, *, logger: Logger | Literal[False], callbacks: list[pl.Callback], **limits: Any
     ) -> pl.Trainer:
         """A Lightning trainer for one run on this machine; `limits` are `max_epochs` and `max_steps`."""
+        alone = ranks.size() == 1
         return pl.Trainer(
             accelerator="gpu" if self.uses_gpu else "cpu",
             devices=1,
+            num_nodes=ranks.size(),
+            # The buffers are either the same on all ranks or each rank's own.
+            strategy="auto" if alone else DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
             precision="bf16-mixed" if self.precision_used == "bfloat16" else "32-true",
             default_root_dir=folder,
             logger=logger,
             callbacks=callbacks,
-            plugins=[Checkpoints(folder), LightningEnvironment()],  # under SLURM, submitit requeues, not Lightning
+            # Under SLURM, submitit requeues, not Lightning.
+            plugins=[Checkpoints(folder), LightningEnvironment() if alone else ranks.Environment()],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -137,6 +170,7 @@ class Machine:
         """What a result keeps of the hardware: device, processor, threads, precision."""
         return {
             "device": torch.cuda.get_device_name() if self.uses_gpu else "CPU",
+            "processes": ranks.size(),
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,
@@ -179,19 +213,23 @@ class Keeper(Checkpoint):
         """Save inside an epoch when it is time or when told to stop."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self.interruption.came or time.monotonic() - self.saved > self.interval:
-            self._save(trainer)
+        due = time.monotonic() - self.saved > self.interval
+        self._save(trainer, due=due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save every `checkpoint_epochs`, at the end of training and when told to stop."""
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if last or (trainer.current_epoch + 1) % self.epochs == 0 or self.interruption.came:
-            self._save(trainer)
+        self._save(trainer, due=last or (trainer.current_epoch + 1) % self.epochs == 0)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(trainer.default_root_dir)
-        self.saved = time.monotonic()
-        self.interruption.act()
+    def _save(self, trainer: pl.Trainer, *, due: bool) -> None:
+        """Save and act alike on all ranks, if it is due or one of them was told to stop."""
+        number = self.interruption.number if self.interruption.came else None
+        stop, save = ranks.largest(number or 0, due)
+        if stop or save:
+            trainer.save_checkpoint(trainer.default_root_dir)
+            self.saved = time.monotonic()
+        if stop:
+            raise Interrupted(stop)
 
 
 class Interrupted(BaseException):
