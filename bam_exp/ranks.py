@@ -61,7 +61,9 @@ class World:
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 is to be reached."""
-        slurm = SLURMEnvironment(auto_requeue=False)  # prefers MASTER_ADDR and MASTER_PORT, where there are any
+        if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
+            return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        slurm = SLURMEnvironment(auto_requeue=False)
         return slurm.main_address, slurm.main_port
 
     def gpu(self) -> str:
@@ -295,6 +297,7 @@ def _started(rank: int, world: World, port: int, words: Sequence[str]) -> "subpr
     variables = {
         "RANK": rank, "WORLD_SIZE": world.size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world.size,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True, PARENT: os.getpid(),
+        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # no stack traces where rank 0 is killed
     }  # fmt: skip
     command = [sys.executable, "-m", "bam_exp", *words, "hydra.mode=RUN"]
     return subprocess.Popen(command, env={**os.environ, **{key: str(value) for key, value in variables.items()}})

@@ -52,6 +52,8 @@ class Machine:
     @property
     def processes(self) -> int:
         """How many processes compute a run, each on a device of its own. Raises ValueError if there cannot be so many."""
+        if ranks.size() > 1:  # they have found each other, and each sees its own GPU only
+            return ranks.size()
         world = ranks.World.outside()
         if world.size > 1:
             if self.devices not in ("auto", world.size):
