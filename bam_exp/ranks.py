@@ -60,11 +60,11 @@ class World:
         return cls()
 
     def address(self) -> tuple[str, int]:
-        """Where rank 0 is to be reached."""
-        if "MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ:
-            return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        slurm = SLURMEnvironment(auto_requeue=False)
-        return slurm.main_address, slurm.main_port
+        """Where rank 0 is to be reached: MASTER_ADDR and MASTER_PORT, else the first machine of the step and a port of its own."""
+        variables = os.environ
+        first = SLURMEnvironment.resolve_root_node_address(variables.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+        step = 16 * int(variables.get("SLURM_JOB_ID", 0)) + int(variables.get("SLURM_STEP_ID", 0))
+        return variables.get("MASTER_ADDR", first), int(variables.get("MASTER_PORT", 16_000 + step % 16_000))
 
     def gpu(self) -> str:
         """The GPU of this process, as CUDA_VISIBLE_DEVICES names it, where torchrun or srun has started it."""
