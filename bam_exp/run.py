@@ -262,6 +262,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "params": cost.params,
         "macs": cost.macs,
         "epochs": task.history,
+        "times": progress.times,
         "hardware": here.description(),
         "versions": {
             "bam_exp": __version__,

@@ -170,9 +170,9 @@ class Machine:
 
     def description(self) -> dict[str, Any]:
         """What a result keeps of the hardware: device, processor, threads, precision."""
+        device = torch.cuda.get_device_name() if self.uses_gpu else "CPU"
         return {
-            "device": torch.cuda.get_device_name() if self.uses_gpu else "CPU",
-            "processes": ranks.size(),
+            "device": device if ranks.size() == 1 else f"{ranks.size()} x {device}",
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,

@@ -116,7 +116,7 @@ def test_two_processes_end_where_one_does(alone: Path, together: Path) -> None:
         assert after == pytest.approx(before, rel=1e-6)
     assert two["metrics"]["test_images"] == 20
     assert one["fingerprint"] == two["fingerprint"]
-    assert (one["hardware"]["processes"], two["hardware"]["processes"]) == (1, 2)
+    assert (one["hardware"]["device"], two["hardware"]["device"]) == ("CPU", "2 x CPU")
     assert kinds(together) == kinds(alone) == {"checkpoint", "events", "run.json", "result.json", ".lock"}
 
 
@@ -156,7 +156,7 @@ def test_torchrun(tmp_path: Path) -> None:
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
     assert out.count("top-1 error") == 1
-    assert result(tmp_path)["hardware"]["processes"] == 2
+    assert result(tmp_path)["hardware"]["device"] == "2 x CPU"
 
 
 def test_in_a_sweep(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_in_a_sweep(tmp_path: Path) -> None:
     out, err = run.communicate(timeout=240)
     assert run.returncode == 0, err
     assert "1 of 1 runs done" in out
-    assert result(tmp_path)["hardware"]["processes"] == 2
+    assert result(tmp_path)["hardware"]["device"] == "2 x CPU"
 
 
 def begun(folder: Path) -> tuple[int, int]:

@@ -24,8 +24,9 @@ class Diverged(RuntimeError):
 class Classification(pl.LightningModule):
     """One network learning one data set by one recipe; its keyword arguments are the recipe.
 
-    Per epoch it keeps mean training loss and error, and loss, top-1 and top-5 error (%) of the test set, in `history` and in
-    TensorBoard. A step neither logs nor waits for the device: sums stay there until the epoch ends.
+    Per epoch it keeps mean training loss and error, the images that had to be skipped, if any, and loss, top-1 and top-5
+    error (%) of the test set, in `history` and in TensorBoard. A step neither logs nor waits for the device: sums stay there
+    until the epoch ends.
 
     Args:
         network: maps float images N x 3 x H x W to logits N x classes.
@@ -187,6 +188,9 @@ class Classification(pl.LightningModule):
         if not math.isfinite(train["loss"]):
             raise Diverged(f"the training loss is {train['loss']} in epoch {self.current_epoch + 1}")
         figures = {f"train/{name}": value for name, value in train.items() if name in ("loss", "top1_error")}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if skipped := min(batches * self.batch_size, self.data.train_size) - train["images"]:
+            figures["train/skipped_images"] = skipped  # they could not be decoded
         if self.test_sums[3] > 0:  # an epoch cut short by max_steps has had no evaluation yet: see `evaluate_last`
             figures |= {f"test/{name}": value for name, value in self.test_figures().items()}
         self._close(figures)
