@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,8 +27,11 @@ from bam_exp.config import ConfigError
 from bam_exp.data import DataError
 from bam_exp.locks import Busy, claimed, leased, read_json
 from bam_exp.ranks import RankFailed, World
-from bam_exp.run import Run, evaluate, execute, machine, result_of
+from bam_exp.run import Run, check_shares, evaluate, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
+
+SLURM_ENDS_S = 600
+"""How long a job that SLURM told to stop waits for SLURM to end it (its GraceTime and KillWait)."""
 
 
 def start(cfg: DictConfig) -> None:
@@ -53,7 +58,9 @@ def start(cfg: DictConfig) -> None:
             if first:
                 print(f"{run.name}: done already, top-1 error {result['metrics']['top1_error']:.2f} %")
         else:
-            machine(cfg)
+            here = machine(cfg)
+            here.check_device()
+            check_shares(cfg, here)
             if first:
                 build_data(cfg).prepare()
             train_here(run, cfg, list(hydra.overrides.task))
@@ -116,6 +123,11 @@ def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
     if _is_done(run):
         return
     (run.folder / "error.json").unlink(missing_ok=True)
+    try:
+        here.check_device()
+    except ValueError as error:
+        _failed(run, config.one_line(error), "")
+        return
     command = [sys.executable, "-m", "bam_exp", *overrides, "hydra.mode=RUN"]
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
     child = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
@@ -126,37 +138,43 @@ def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         code, reason = child.wait(), f"ran longer than trainer.time_limit_minutes={limit}"
-    except BaseException:  # the launcher's end (submitit requeues so): the run saves its checkpoint and goes
+    except BaseException as error:  # submitit's handler of USR2: the run saves its checkpoint and goes
         child.terminate()
         child.wait()
-        raise
+        if not isinstance(error, Exception):  # its way of putting the job back into the queue
+            raise
+        code, reason = 0, config.one_line(error)
     if received:
+        if "SLURM_JOB_ID" in os.environ and code == 128 + signal.SIGTERM:
+            # Pre-emption: SLURM puts a job back into the queue only if it is still there when SLURM ends it.
+            time.sleep(SLURM_ENDS_S)
         raise SystemExit(128 + received[0])
     if code < 0 and reason is None:
         reason = f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        reason = f"stopped by {signal.Signals(code - 128).name}; its checkpoint is saved"
     if reason is not None:
         _failed(run, reason, "")
 
 
 @contextmanager
 def _passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the child, unless a launcher already does something with them; yields those that came."""
+    """Pass SIGINT and SIGTERM on to the child; yields those that came."""
     received: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
         received.append(number)
         child.send_signal(number)
 
-    free: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-    in_main = threading.current_thread() is threading.main_thread()
-    taken = [number for number, handler in free.items() if in_main and signal.getsignal(number) is handler]
-    for number in taken:
-        signal.signal(number, pass_on)
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # Also in place of submitit's handler, which ignores SIGTERM; its USR2 stays.
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:
-        for number in taken:
-            signal.signal(number, free[number])
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_done(run: Run) -> bool:
@@ -181,6 +199,7 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         self.runs: list[Run] = []
+        self.jobs: list[Run] = []  # of each job; several may be of one run
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse the whole sweep if one job of it is wrong (one line, exit code 2, nothing written)."""
@@ -193,6 +212,30 @@ class Sweep(Callback):
         if done == len(self.runs):
             print("nothing left to run")
             raise SystemExit(0)
+        if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
+            self._outlive_lost_jobs()
+
+    def _outlive_lost_jobs(self) -> None:
+        """Let a job that SLURM has lost count as a failed run; submitit would raise in the middle of the sweep."""
+        from submitit import Job
+        from submitit.core.utils import UncompletedJobError
+
+        wait_for: Any = Job.results
+        runs = iter(self.jobs)  # the launcher asks for results in the order of its jobs
+
+        def results(job: Any) -> list[JobReturn]:
+            run = next(runs)
+            try:
+                returned: list[JobReturn] = wait_for(job)
+            except UncompletedJobError as error:
+                reason = str(error).partition("\n")[0] if job.state == "COMPLETED" else f"job lost (state {job.state})"
+                print(f"{run.name}: {reason}; its log is {job.paths.stderr}", file=sys.stderr, flush=True)
+                if not _is_done(run):
+                    _failed(run, reason, "")
+                return [JobReturn(status=JobStatus.COMPLETED)]
+            return returned
+
+        setattr(Job, "results", results)  # noqa: B010  as mypy has it
 
     def _check(self, master: DictConfig) -> None:
         if (world := World.outside()).size > 1:
@@ -203,11 +246,17 @@ class Sweep(Callback):
         words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
         words += list(master.hydra.overrides.task)
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
+        remote = master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"  # nodes may have GPUs
         prepared: dict[str, None] = {}
         for job in BasicSweeper.split_arguments(overrides, None)[0]:
             cfg = loader.load_sweep_config(master, list(job))
             run = Run.of(cfg, cfg.hydra.runtime.choices)
-            machine(cfg)
+            self.jobs.append(run)
+            here = machine(cfg)
+            if not remote:
+                here.check_device()
+            if not remote or here.devices != "auto":
+                check_shares(cfg, here)
             if run in self.runs:
                 continue
             self.runs.append(run)

@@ -93,7 +93,9 @@ def leased(here: Machine) -> Iterator[list[str]]:
         return
     visible = visible_gpus()
     chosen = [visible[index] for index in here.gpus] if here.gpus else visible
-    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}"
+    # SLURM gives each job GPUs of its own, most often counted from 0 in each: leases keep apart the runs of one job.
+    job = os.environ.get("SLURM_JOB_ID", "")
+    folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}{job and '-'}{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
     for attempt in count():
         with ExitStack() as held:

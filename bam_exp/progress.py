@@ -82,7 +82,8 @@ class Progress(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say what starts, or where it continues."""
         device = pl_module.device
-        threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
         processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
         self._say(f"{self.name}: training on {device.type}{processes}{threads}{where}")

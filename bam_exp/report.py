@@ -1,5 +1,6 @@
 """Tables from finished runs: results/runs.csv is the store, a report is a table with our numbers beside the paper's."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,11 @@ def main(table_names: Sequence[str], output_dir: str) -> int:
                 stem = "--".join([name, *variant.values()])
                 write_atomically(results / f"{stem}.md", made.markdown)
                 write_atomically(results / f"{stem}.csv", made.csv)
-                print(f"{made.markdown}\n({results / f'{stem}.md'} and .csv)\n")
+                kinds = ".csv"
+                if made.finished:
+                    write_atomically(results / f"{stem}.png", made.chart())
+                    kinds = ".csv, .png"
+                print(f"{made.markdown}\n({results / f'{stem}.md'}, {kinds})\n")
     return 0
 
 
@@ -134,6 +139,7 @@ class _Report:
         self.lines: list[dict[str, str]] = []
         self.cells: list[dict[str, str]] = []
         self.used: list[Mapping[str, str]] = []
+        self.points: list[tuple[str, list[float], float | None]] = []
         self.remarks: list[str] = []
 
     @property
@@ -158,6 +164,7 @@ class _Report:
                 if line not in self.used:  # a table may print one run twice
                     self.used.append(line)
         printed = row.paper.get(self.table.metric, "")
+        self.points.append((row.label, errors, float(printed) if printed else None))
         ours = f"{mean(errors):.2f}" if errors else ""
         spread = f"{stdev(errors):.2f}" if len(errors) > 1 else ""
         difference = f"{mean(errors) - float(printed):+.2f}" if errors and printed else ""
@@ -218,13 +225,39 @@ class _Report:
         parts += ["", *(f"- {line}" for line in [*self._provenance(), *self._notes()])]
         return "\n".join(parts) + "\n"
 
+    def chart(self) -> bytes:
+        """A PNG with a line for each row: its seeds, their mean, and the paper's figure where the table is the paper's."""
+        from matplotlib.figure import Figure  # half a second, only for reports
+
+        figure = Figure(figsize=(7, 1.2 + 0.32 * len(self.points)), layout="constrained")
+        axes = figure.add_subplot()
+        places = list(enumerate(self.points))
+        seeds = [(error, place) for place, (_, errors, _) in places for error in errors]
+        means = [(mean(errors), place) for place, (_, errors, _) in places if errors]
+        printed = [(figure, place) for place, (*_, figure) in places if figure is not None and not self.variant]
+        axes.plot(*zip(*seeds, strict=True), "o", color="tab:blue", alpha=0.5, markeredgewidth=0, label="a seed")
+        axes.plot(*zip(*means, strict=True), "|", color="tab:blue", markersize=14, markeredgewidth=2, label="mean")
+        if printed:
+            axes.plot(*zip(*printed, strict=True), "D", color="tab:orange", markerfacecolor="none", label="paper")
+        axes.set_yticks(range(len(self.points)), [label for label, *_ in self.points])
+        axes.set_ylim(len(self.points) - 0.5, -0.5)
+        axes.set_xlabel(FIGURES[self.table.metric])
+        axes.grid(axis="x", alpha=0.3)
+        figure.legend(loc="outside upper right", ncols=3, frameon=False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
+        return file.getvalue()
+
     def _provenance(self) -> list[str]:
         if not self.used:
             return [f"No finished runs yet. To make them: `bam-train +experiment={self.table.name}`"]
         data = sorted({line["data"] for line in self.used})
         recipes = sorted({line["recipe"] for line in self.used})
         machines = sorted(
-            {f"{line['device']} ({line['cpu']}, {line['threads']} threads, {line['precision']})" for line in self.used}
+            {
+                f"{line['device']} ({line['cpu']}, {line['threads']} thread{'s' * (line['threads'] != '1')}, {line['precision']})"
+                for line in self.used
+            }
         )
         commits = sorted(
             {(line["commit"] or "no checkout") + ("+changes" if line["dirty"] == "True" else "") for line in self.used}

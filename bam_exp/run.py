@@ -137,12 +137,16 @@ def machine(cfg: DictConfig) -> Machine:
     kind, knobs = config.arguments(cfg, "trainer")
     assert kind is not None
     made: Machine = config.call("trainer", kind, **knobs)
-    _check_shares(cfg, made.processes)
     return made
 
 
-def _check_shares(cfg: DictConfig, processes: int) -> None:
-    """Refuse a batch that cannot be shared by so many processes."""
+def check_shares(cfg: DictConfig, here: Machine) -> None:
+    """Refuse a batch that the processes of a run cannot share.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    processes = here.processes
     parts = config.arguments(cfg, "recipe")[1].get("batch_norm_parts", 1)
     if parts not in (1, processes):
         raise ConfigError(
@@ -295,6 +299,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     import pytorch_lightning as pl
 
     here = machine(cfg)
+    here.check_device()
     here.prepare()
     data, network, task = build(cfg)
     data.prepare()

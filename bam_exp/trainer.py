@@ -43,35 +43,42 @@ class Machine:
     runs_per_gpu: PositiveInt = 1
     time_limit_minutes: PositiveFloat | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse a GPU where there is none."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device=cuda: this machine has no GPU that PyTorch can use; device=cpu or device=auto")
-        _ = self.processes
+    def check_device(self) -> None:
+        """Refuse a GPU where there is none.
 
-    @property
-    def processes(self) -> int:
-        """How many processes compute a run, each on a device of its own. Raises ValueError if there cannot be so many."""
-        if ranks.size() > 1:  # they have found each other, and each sees its own GPU only
-            return ranks.size()
+        Raises:
+            ValueError: naming the setting.
+        """
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(
+                "trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto"
+            )
+        there = len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else None
         world = ranks.World.outside()
         if world.size > 1:
             if self.devices not in ("auto", world.size):
                 raise ValueError(
-                    f"devices={self.devices}: {world.starter} started {world.size} processes; trainer=ddp takes them"
+                    f"trainer.devices={self.devices}: {world.starter} started {world.size} processes; trainer=ddp takes them"
                 )
-            there = len(ranks.visible_gpus()) if self.uses_gpu else world.local_size
-            if there < world.local_size and not (there == 1 and world.starter == "srun"):  # srun may give each its own
-                raise ValueError(f"devices: {world.starter} started {world.local_size} processes here for {there} GPUs")
-            return world.size
-        if self.devices == 1 or not self.uses_gpu:
-            return 1 if self.devices == "auto" else self.devices
-        there = len(self.gpus or ranks.visible_gpus())
-        if self.devices != "auto" and self.devices > there:
+            one_each = there == 1 and world.starter == "srun"
+            if there is not None and there < world.local_size and not one_each:
+                raise ValueError(
+                    f"trainer.devices: {world.starter} started {world.local_size} processes here for {there} GPUs"
+                )
+        elif there is not None and self.devices != "auto" and self.devices > there:
             raise ValueError(
-                f"devices={self.devices}: there are only {there} GPUs{' in trainer.gpus' if self.gpus else ''}"
+                f"trainer.devices={self.devices}: there are only {there} GPUs{' in trainer.gpus' if self.gpus else ''}"
             )
-        return there if self.devices == "auto" else self.devices
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute a run, each on a device of its own."""
+        world = ranks.World.outside()
+        if ranks.size() > 1 or world.size > 1:
+            return max(ranks.size(), world.size)
+        if self.devices != "auto":
+            return self.devices
+        return len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else 1
 
     @property
     def uses_gpu(self) -> bool:

@@ -234,7 +234,7 @@ def test_what_torchrun_started_must_fit_and_sweeps_nothing(bam_train: Command, m
         monkeypatch.setenv(key, value)
     ended = bam_train(*TINY)
     assert (ended.code, ended.err.count("\n")) == (2, 1)
-    assert "devices=1: torchrun started 2 processes; trainer=ddp takes them" in ended.err
+    assert "trainer.devices=1: torchrun started 2 processes; trainer=ddp takes them" in ended.err
     ended = bam_train("-m", *TINY, "trainer.devices=2")
     assert (ended.code, ended.err.count("\n")) == (2, 1)
     assert "without torchrun" in ended.err
@@ -302,8 +302,8 @@ def test_a_run_leases_as_many_gpus_as_it_takes(tmp_path: Path, monkeypatch: pyte
     ],
 )
 def test_more_devices_than_gpus_are_refused(words: list[str], said: str) -> None:
-    with pytest.raises(config.ConfigError, match=said):
-        machine(config.compose(words))
+    with pytest.raises(ValueError, match=said):
+        machine(config.compose(words)).check_device()
 
 
 def test_linear_scaling_is_of_the_whole_batch() -> None:

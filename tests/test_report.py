@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from conftest import TINY, Command
+from matplotlib import pyplot as plt
 
 SWEEP = ("+experiment=demo", *TINY)
 NAME = "demo--shapes-train_size160-test_size40--demo-epochs2-batch_size32"
@@ -87,7 +88,9 @@ def test_a_clone_without_runs_gives_the_same_bytes(bam_tables: Command, tmp_path
     fake_result(tmp_path, 30.0, recipe="cifar100_short")
     assert bam_tables("report", "table1a").code == 0
     before = {path.name: path.read_bytes() for path in (tmp_path / "results").glob("table*")}
-    assert len(before) == 4
+    assert sorted(before) == [f"table1a{end}" for end in ("--cifar100_short.csv", "--cifar100_short.md",
+                              "--cifar100_short.png", ".csv", ".md", ".png")]  # fmt: skip
+    assert plt.imread(tmp_path / "results/table1a.png").shape[1] > 500
     shutil.rmtree(tmp_path / "runs")
     for name in before:
         (tmp_path / "results" / name).unlink()

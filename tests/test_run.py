@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bam_exp import config
-from bam_exp.run import Run
+from bam_exp.run import Run, build
 
 
 def run_of(*words: str) -> Run:
@@ -133,3 +134,22 @@ def test_fingerprints_are_what_they_were() -> None:
 def test_a_key_left_out_is_its_default() -> None:
     assert run_of("~attention.reduction").fingerprint == run_of().fingerprint
     assert run_of("~attention.reduction").name == run_of().name
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (["recipe=cifar100"], [150, 225]),
+        (["recipe=cifar100_short"], [15, 23]),
+        (["recipe=cifar100_short", "recipe.epochs=3"], [2, 3]),
+        (["recipe=imagenet"], [30, 60]),
+        (["recipe=imagenet_squeezenet"], [30, 60, 90]),
+        (["recipe=cifar100", "recipe.epochs=164", "recipe.milestones=[0.494,0.744]"], [81, 122]),
+    ],
+)
+def test_the_learning_rate_changes_at_the_first_epoch_after_each_milestone(
+    words: list[str], changes: list[int]
+) -> None:
+    with torch.device("meta"):
+        _, _, task = build(config.compose(words))
+    assert task.milestones == changes

@@ -37,7 +37,8 @@ class Classification(pl.LightningModule):
             no limit. `test_images` of the result says how many images the test error is of.
         batch_size: images a step, of all processes together; the last batch of an epoch is smaller, none is dropped.
         lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
-        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`.
+        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`: from the first epoch
+            that begins then, to a tenth of an epoch.
         lr_scaling: "linear" multiplies `lr` by batch_size / lr_batch_size (Goyal et al. 2017, without their warm-up).
         batch_norm_parts: batch normalisation takes mean and variance over each of so many equal parts of a batch: 1, or as
             many as there are processes, each of which then takes them over its share.
@@ -85,7 +86,7 @@ class Classification(pl.LightningModule):
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.sgd = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        self.milestones = [round(fraction * epochs) for fraction in milestones]
+        self.milestones = [math.ceil(fraction * epochs - 0.1) for fraction in milestones]
         self.gamma = gamma
         self.batch_norm_parts = batch_norm_parts
         self.history: list[dict[str, float]] = []

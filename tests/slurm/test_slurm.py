@@ -144,8 +144,8 @@ def test_a_lost_job_and_a_time_limit_fail_alone(
     training(tmp_path, 1)
     slurm.signal(job(tmp_path, 1)[0], "USR2")  # what SLURM sends before the time limit
     code, out, err = ended(running)
-    assert code == 1
-    assert failures(err).keys() == {0, 1}
+    assert code == 1, err
+    assert failures(err).keys() == {0, 1}, err
     assert "timed-out too many times" in failures(err)[1]
     assert "0 of 2 runs done, 2 failed" in out
     assert "Traceback" not in err
