@@ -273,9 +273,3 @@ class Interruption:
         if self.number is None and self.parent is not None and str(os.getppid()) != self.parent:
             self.number = signal.SIGTERM
         return self.number is not None
-
-    def act(self) -> None:
-        """Raise `Interrupted` if the run was told to stop."""
-        if self.came:
-            assert self.number is not None
-            raise Interrupted(self.number)
