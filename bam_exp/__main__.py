@@ -7,6 +7,8 @@ import sys
 # that spin for long made a step up to 16 times slower (2 threads on 2 cores); never spinning costs a sixth of a step.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Asking whether there is a GPU must not initialise CUDA, which then no longer hears which one a run has leased.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import hydra
 from omegaconf import OmegaConf

@@ -9,8 +9,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bam_exp import config
+from bam_exp import config, ranks
 from bam_exp.checkpoint import CheckpointError, write_atomically
 from bam_exp.config import ConfigError
 from bam_exp.data import DataError
 from bam_exp.locks import Busy, claimed, leased, read_json
-from bam_exp.run import Run, evaluate, execute, machine, result_of
+from bam_exp.ranks import RankFailed, World
+from bam_exp.run import Run, check_shares, evaluate, execute, machine, result_of
 from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
 
 SWEEP = "BAM_EXP_SWEEP"
@@ -46,7 +47,10 @@ def start(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     try:
         run = Run.of(cfg, hydra.runtime.choices)
+        first = World.outside().rank == 0
         if cfg.evaluate is not None:
+            if not first:  # one process is enough
+                return
             figures = evaluate(cfg)
             print(
                 f"{cfg.evaluate}: top-1 error {figures['top1_error']:.2f} %, top-5 error {figures['top5_error']:.2f} %"
@@ -55,11 +59,15 @@ def start(cfg: DictConfig) -> None:
         elif not OmegaConf.is_missing(hydra.job, "num"):  # a job of a sweep has a number
             _in_child(run, machine(cfg), list(hydra.overrides.task))
         elif (result := result_of(run)) is not None:
-            print(f"{run.name}: done already, top-1 error {result['metrics']['top1_error']:.2f} %")
+            if first:
+                print(f"{run.name}: done already, top-1 error {result['metrics']['top1_error']:.2f} %")
         else:
-            machine(cfg).check_device()
-            build_data(cfg).prepare()
-            train_here(run, cfg)
+            here = machine(cfg)
+            here.check_device()
+            check_shares(cfg, here)
+            if first:
+                build_data(cfg).prepare()
+            train_here(run, cfg, list(hydra.overrides.task))
     except Exception as error:  # here, because Hydra adds lines of its own to what reaches it
         refuse(error)
 
@@ -71,8 +79,8 @@ def build_data(cfg: DictConfig) -> Any:
     return config.call("data", kind, Path(cfg.data_root), **knobs)
 
 
-def train_here(run: Run, cfg: DictConfig) -> None:
-    """Train a run in this process, holding its lock and a GPU.
+def train_here(run: Run, cfg: DictConfig, words: Sequence[str] = ()) -> None:
+    """Train a run in this process, holding its lock and a GPU; `words` of the command line start its other ranks, if any.
 
     Raises:
         SystemExit: 1 if it failed, 128 + the signal if it was told to stop.
@@ -80,25 +88,39 @@ def train_here(run: Run, cfg: DictConfig) -> None:
     """
     interruption = Interruption()
     interruption.listen()
+    here = machine(cfg)
+    first = World.outside().rank == 0
+
+    def lost(reason: str, trace: str = "") -> None:
+        print(f"bam-train: {run.name} failed: {_failed(run, reason, trace)}", file=sys.stderr, flush=True)
+
     try:
-        with claimed(run), leased(machine(cfg)):
-            if result_of(run) is not None:  # finished by another process while this one waited for a GPU
+        with ranks.joined(here.processes, words, lost) as group, ExitStack() as held:
+            gpus: list[str] = []
+            if first:
+                held.enter_context(claimed(run))
+                gpus = held.enter_context(leased(here))
+            # It may have been finished by another process while this one waited for a GPU.
+            done, gpus = group.from_first([first and result_of(run) is not None, gpus])
+            if done:
                 return
+            group.form(gpu=(gpus[ranks.rank()] if gpus else World.outside().gpu()) if here.uses_gpu else None)
             result = execute(run, cfg, interruption)
     except Interrupted as stop:
-        words = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else run.overrides
-        typed = shlex.join(word for word in words if not word.startswith("hydra."))
-        print(f"{run.name}: stopped, its checkpoint is saved; continue with: bam-train {typed}", file=sys.stderr)
+        if first:
+            typed = shlex.join(word for word in words or run.overrides if not word.startswith("hydra."))
+            print(f"{run.name}: stopped, its checkpoint is saved; continue with: bam-train {typed}", file=sys.stderr)
         raise SystemExit(128 + stop.number) from stop
     except (Busy, ConfigError):
         raise
     except Exception as error:
-        reason = _failed(run, f"{type(error).__name__}: {' '.join(str(error).split())}", traceback.format_exc())
-        if not isinstance(error, CheckpointError | DataError):  # these say all in their line
+        if not isinstance(error, CheckpointError | DataError | RankFailed):  # these say all in their line
             traceback.print_exc()
-        print(f"bam-train: {run.name} failed: {reason}", file=sys.stderr)
+        if first:
+            lost(ranks.line(error), traceback.format_exc())
         raise SystemExit(1) from error
-    print(f"{run.name}: top-1 error {result['metrics']['top1_error']:.2f} %  ({run.folder / 'result.json'})")
+    if first:
+        print(f"{run.name}: top-1 error {result['metrics']['top1_error']:.2f} %  ({run.folder / 'result.json'})")
 
 
 def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
@@ -240,6 +262,10 @@ class Sweep(Callback):
         setattr(Job, "results", results)  # noqa: B010  as mypy has it
 
     def _check(self, master: DictConfig) -> None:
+        if (world := World.outside()).size > 1:
+            raise ConfigError(
+                f"a sweep starts the processes of its runs itself: trainer.devices=…, without {world.starter}"
+            )
         loader = GlobalHydra.instance().config_loader()
         words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
         words += list(master.hydra.overrides.task)
@@ -250,8 +276,11 @@ class Sweep(Callback):
             cfg = loader.load_sweep_config(master, list(job))
             run = Run.of(cfg, cfg.hydra.runtime.choices)
             self.jobs.append(run)
+            here = machine(cfg)
             if not remote:
-                machine(cfg).check_device()
+                here.check_device()
+            if not remote or here.devices != "auto":
+                check_shares(cfg, here)
             if run in self.runs:
                 continue
             self.runs.append(run)
@@ -286,6 +315,7 @@ def refuse(error: BaseException) -> None:
         print(f"bam-train: {error}", file=sys.stderr)
         raise SystemExit(1) from error
     if isinstance(error, config.REFUSED):
-        print(f"bam-train: {config.one_line(error)}", file=sys.stderr)
+        if World.outside().local_rank == 0:  # a line for each machine
+            print(f"bam-train: {config.one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     raise error

@@ -8,15 +8,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count
+from contextlib import ExitStack, contextmanager
+from itertools import count, product
 from pathlib import Path
+from random import uniform
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from bam_exp.checkpoint import write_atomically
 from bam_exp.config import ConfigError
+from bam_exp.ranks import World, visible_gpus
 from bam_exp.run import Run
 from bam_exp.trainer import Machine
 
@@ -80,41 +82,41 @@ def alive(owner: str) -> bool | None:
 
 
 @contextmanager
-def leased(here: Machine) -> Iterator[None]:
-    """Hold one slot of one GPU (`gpus` x `runs_per_gpu`), waiting for it; nothing on a CPU."""
-    if not here.uses_gpu:
-        yield
+def leased(here: Machine) -> Iterator[list[str]]:
+    """Hold a slot of as many GPUs (`gpus` x `runs_per_gpu`) as a run takes, waiting for them; nothing on a CPU.
+
+    Yields them as CUDA_VISIBLE_DEVICES names them, which shows this process the first. What torchrun or srun started has
+    its GPUs from there, and leases none.
+    """
+    if not here.uses_gpu or World.outside().size > 1:
+        yield []
         return
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    chosen = [visible[index] if visible else str(index) for index in here.gpus or range(_gpu_count(visible))]
+    visible = visible_gpus()
+    chosen = [visible[index] for index in here.gpus] if here.gpus else visible
     # SLURM gives each job GPUs of its own, most often counted from 0 in each: leases keep apart the runs of one job.
     job = os.environ.get("SLURM_JOB_ID", "")
     folder = Path(tempfile.gettempdir()) / f"bam_exp-gpus-{os.getuid()}{job and '-'}{job}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    slots = [(gpu, FileLock(folder / f"gpu{gpu}-{slot}.lock")) for slot in range(here.runs_per_gpu) for gpu in chosen]
     for attempt in count():
-        for gpu, lock in slots:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                continue
-            os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-            try:
-                yield
-            finally:
-                lock.release()
-            return
+        with ExitStack() as held:
+            found: list[str] = []
+            for slot, gpu in product(range(here.runs_per_gpu), chosen):
+                if len(found) < here.processes and gpu not in found:
+                    lock = FileLock(folder / f"gpu{gpu}-{slot}.lock")
+                    try:
+                        lock.acquire(timeout=0)
+                    except Timeout:
+                        continue
+                    held.callback(lock.release)
+                    found.append(gpu)
+            if len(found) == here.processes:
+                os.environ["CUDA_VISIBLE_DEVICES"] = found[0]
+                yield found
+                return
+        # Too few: all are let go, so that no two runs wait for each other's.
         if attempt == 0:
             print("waiting for a free GPU", file=sys.stderr, flush=True)
-        time.sleep(1)
-
-
-def _gpu_count(visible: list[str]) -> int:
-    if visible:
-        return len(visible)
-    import torch
-
-    return torch.cuda.device_count()
+        time.sleep(uniform(0.5, 1.5))
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

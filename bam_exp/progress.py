@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from bam_exp import ranks
 from bam_exp.checkpoint import write_atomically
+from bam_exp.data import Batches
 
 FILE = "progress.json"
 
@@ -49,6 +52,15 @@ class Curves(TensorBoardLogger):
         self.experiment.close()
 
 
+@dataclass
+class Spent:
+    """What the training of an epoch has taken so far; an interrupted epoch goes on with it."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
+    steps: int = 0
+
+
 class Progress(Checkpoint):
     """Prints an epoch's figures with the time to go, and keeps `progress.json` in the run's folder.
 
@@ -59,7 +71,11 @@ class Progress(Checkpoint):
         super().__init__()
         self.name = name
         self.seconds: list[float] = []
+        """Wall time of the epochs of this process, evaluation included."""
+        self.times: list[dict[str, float]] = []
+        """Of every epoch: its training in seconds, the part of them spent waiting for data, and a step's share in ms."""
         self.opened = 0.0
+        self.trained = Spent()
         self.bar: Bar | None = None
         self.shown = 0.0
 
@@ -68,8 +84,9 @@ class Progress(Checkpoint):
         device = pl_module.device
         count = torch.get_num_threads()
         threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
+        processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
-        self._say(f"{self.name}: training on {device.type}{threads}{where}")
+        self._say(f"{self.name}: training on {device.type}{processes}{threads}{where}")
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -82,14 +99,23 @@ class Progress(Checkpoint):
             self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step)
             self.bar.start()
         self.first_step = trainer.global_step
-        self.opened = time.monotonic()
+        self.opened = self.counted = time.monotonic()
+        loader: Any = trainer.train_dataloader
+        self.loader: Batches = loader
+        self.waited = self.loader.waited
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of an epoch."""
-        self.opened = time.monotonic()
+        self.opened = self.counted = time.monotonic()
+        self.trained = Spent()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
-        """Move the bar, five times a second at most."""
+        """Count the step's time; move the bar, five times a second at most."""
+        now, waited = time.monotonic(), self.loader.waited
+        self.trained.seconds += now - self.counted
+        self.trained.waited += waited - self.waited
+        self.trained.steps += 1
+        self.counted, self.waited = now, waited
         if self.bar is not None and time.monotonic() - self.shown > 0.2:
             self.shown = time.monotonic()
             self.bar.update(self.task, completed=trainer.global_step)
@@ -101,13 +127,33 @@ class Progress(Checkpoint):
         epochs, done, figures = int(trainer.max_epochs or 0), len(history), history[-1]
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
         to_go = sum(self.seconds) / max(1, trainer.global_step - self.first_step) * steps_left
+        spent = self.trained
+        times = {
+            "train_seconds": round(spent.seconds, 3),
+            "data_wait_seconds": round(spent.waited, 3),
+            "step_ms": round(1000 * spent.seconds / max(1, spent.steps), 3),
+        }
+        self.times.append(times)
+        skipped = f"  {figures['train/skipped_images']:.0f} images skipped" if "train/skipped_images" in figures else ""
+        waited = (
+            f", {times['data_wait_seconds']:.1f} s of {spent.seconds:.1f} s waiting for data" if spent.waited else ""
+        )
         error = f"  test error {figures['test/top1_error']:5.2f} %" if "test/top1_error" in figures else ""
         self._say(
             f"  epoch {done:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
-            f"  {duration(self.seconds[-1])}" + (f"  {duration(to_go)} to go" if to_go else "")
+            f"  {duration(self.seconds[-1])} ({times['step_ms']:.0f} ms a step{waited}){skipped}"
+            + (f"  {duration(to_go)} to go" if to_go else "")
         )
         state = {"epoch": done, "epochs": epochs, "seconds_to_go": round(to_go, 1), "time": time.time()}
         write_atomically(Path(trainer.default_root_dir) / FILE, json.dumps(state) + "\n")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The times so far, for the checkpoint."""
+        return {"times": self.times, "trained": asdict(self.trained)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.times, self.trained = list(state_dict["times"]), Spent(**state_dict["trained"])
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the bar away, however training ended."""

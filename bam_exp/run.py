@@ -15,8 +15,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from bam_exp import __version__, config
+from bam_exp import __version__, config, ranks
 from bam_exp.attention import attach
+from bam_exp.batch_norm import synchronise
 from bam_exp.config import ConfigError
 from bam_exp.trainer import Interruption, Keeper, Machine
 from bam_exp.weights import load_weights
@@ -139,6 +140,35 @@ def machine(cfg: DictConfig) -> Machine:
     return made
 
 
+def check_shares(cfg: DictConfig, here: Machine) -> None:
+    """Refuse a batch that the processes of a run cannot share.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    processes = here.processes
+    parts = config.arguments(cfg, "recipe")[1].get("batch_norm_parts", 1)
+    if parts not in (1, processes):
+        raise ConfigError(
+            f"recipe.batch_norm_parts={parts}: batch normalisation over {parts} parts of a batch needs as many processes, "
+            f"and there {'is 1' if processes == 1 else f'are {processes}'} (trainer.devices)"
+        )
+    if processes == 1:
+        return
+    with torch.device("meta"):
+        data, _, task = build(cfg)
+    size = task.batch_size
+    if size < 2 * processes:
+        raise ConfigError(f"recipe.batch_size={size}: {processes} processes share it; {2 * processes} or more would do")
+    for split, count, least in (("training", data.train_size, 1 + (parts > 1)), ("test", data.test_size, 1)):
+        last = count % size or size
+        if last < least * processes:
+            raise ConfigError(
+                f"recipe.batch_size={size}: the last batch of {count} {split} images would have {last}, too few for "
+                f"{processes} processes; choose another"
+            )
+
+
 def result_of(run: Run) -> dict[str, Any] | None:
     """The result of a finished run, None if it is not finished.
 
@@ -170,6 +200,8 @@ def result_of(run: Run) -> dict[str, Any] | None:
 def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, Any]:
     """Train and test one run from wherever it stands, to its `result.json`; the caller holds the run's lock.
 
+    Of several ranks the first returns the result, and the others, which write nothing, an empty one.
+
     Raises:
         Interrupted: told to stop; a checkpoint is there.
         Diverged, CheckpointError, ...: the run failed.
@@ -181,26 +213,39 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     from bam_exp.progress import FILE as progress_file  # noqa: N811
     from bam_exp.progress import Curves, Progress
 
-    here = machine(cfg)
+    here, first = machine(cfg), ranks.rank() == 0
     here.prepare()
     with torch.device("meta"):
         data, network, _ = build(cfg)
         cost = complexity(network, data.size)
-    data.prepare()
+    if first:
+        data.prepare()
     pl.seed_everything(run.seed, verbose=False)
     data, network, task = build(cfg)
     if cfg.weights is not None:
         load_weights(network, Path(cfg.weights), onto=True)
     network.to(memory_format=torch.channels_last)
-    here.compile_network(network)
+    if ranks.size() > 1 and task.batch_norm_parts == 1:
+        synchronise(network, gpu=here.uses_gpu)
+        compiled = here.compile == "on"  # every layer would be a graph of its own
+    else:
+        compiled = True
+    if compiled:
+        here.compile_network(network)
     task.sgd |= here.sgd_form
 
+    checkpoints, keeper = Checkpoints(run.folder), Keeper(here, interruption)
+    if not first:
+        trainer = here.trainer(run.folder, logger=False, callbacks=[keeper], **task.limits)
+        trainer.fit(task, ckpt_path=ranks.from_first(None), weights_only=True)
+        task.evaluate_last()
+        return {}
     started = _begin(run)
     logger = Curves(run.folder)
     progress = Progress(run.name)
-    trainer = here.trainer(run.folder, logger=logger, callbacks=[progress, Keeper(here, interruption)], **task.limits)
-    checkpoints = Checkpoints(run.folder)
+    trainer = here.trainer(run.folder, logger=logger, callbacks=[progress, keeper], **task.limits)
     newest = checkpoints.newest(lambda line: print(f"{run.name}: {line}", file=sys.stderr))
+    ranks.from_first(newest and str(newest))
     if newest is not None:
         task.history = checkpoints.load_checkpoint(newest)["history"]
         task.trainer = trainer
@@ -221,6 +266,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "params": cost.params,
         "macs": cost.macs,
         "epochs": task.history,
+        "times": progress.times,
         "hardware": here.description(),
         "versions": {
             "bam_exp": __version__,

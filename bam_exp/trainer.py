@@ -19,8 +19,10 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from bam_exp import ranks
 from bam_exp.checkpoint import Checkpoints
 
 
@@ -36,6 +38,7 @@ class Machine:
     deterministic: bool = False
     checkpoint_epochs: PositiveInt = 1
     checkpoint_minutes: PositiveFloat = 10.0
+    devices: PositiveInt | Literal["auto"] = 1
     gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     runs_per_gpu: PositiveInt = 1
     time_limit_minutes: PositiveFloat | None = None
@@ -50,6 +53,32 @@ class Machine:
             raise ValueError(
                 "trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto"
             )
+        there = len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else None
+        world = ranks.World.outside()
+        if world.size > 1:
+            if self.devices not in ("auto", world.size):
+                raise ValueError(
+                    f"trainer.devices={self.devices}: {world.starter} started {world.size} processes; trainer=ddp takes them"
+                )
+            one_each = there == 1 and world.starter == "srun"
+            if there is not None and there < world.local_size and not one_each:
+                raise ValueError(
+                    f"trainer.devices: {world.starter} started {world.local_size} processes here for {there} GPUs"
+                )
+        elif there is not None and self.devices != "auto" and self.devices > there:
+            raise ValueError(
+                f"trainer.devices={self.devices}: there are only {there} GPUs{' in trainer.gpus' if self.gpus else ''}"
+            )
+
+    @property
+    def processes(self) -> int:
+        """How many processes compute a run, each on a device of its own."""
+        world = ranks.World.outside()
+        if ranks.size() > 1 or world.size > 1:
+            return max(ranks.size(), world.size)
+        if self.devices != "auto":
+            return self.devices
+        return len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else 1
 
     @property
     def uses_gpu(self) -> bool:
@@ -110,7 +139,9 @@ class Machine:
         for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-        torch.set_num_threads(self.threads or len(os.sched_getaffinity(0)))
+        torch.set_num_threads(self.threads or ranks.cores())
+        if ranks.size() > 1:
+            os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # or Lightning would choose
         if self.uses_gpu:
             torch.backends.cudnn.benchmark = not self.deterministic
         if self.deterministic:
@@ -121,14 +152,19 @@ class Machine:
         self, folder: Path, *, logger: Logger | Literal[False], callbacks: list[pl.Callback], **limits: Any
     ) -> pl.Trainer:
         """A Lightning trainer for one run on this machine; `limits` are `max_epochs` and `max_steps`."""
+        alone = ranks.size() == 1
         return pl.Trainer(
             accelerator="gpu" if self.uses_gpu else "cpu",
             devices=1,
+            num_nodes=ranks.size(),
+            # The buffers are either the same on all ranks or each rank's own.
+            strategy="auto" if alone else DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True),
             precision="bf16-mixed" if self.precision_used == "bfloat16" else "32-true",
             default_root_dir=folder,
             logger=logger,
             callbacks=callbacks,
-            plugins=[Checkpoints(folder), LightningEnvironment()],  # under SLURM, submitit requeues, not Lightning
+            # Under SLURM, submitit requeues, not Lightning.
+            plugins=[Checkpoints(folder), LightningEnvironment() if alone else ranks.Environment()],
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -141,8 +177,9 @@ class Machine:
 
     def description(self) -> dict[str, Any]:
         """What a result keeps of the hardware: device, processor, threads, precision."""
+        device = torch.cuda.get_device_name() if self.uses_gpu else "CPU"
         return {
-            "device": torch.cuda.get_device_name() if self.uses_gpu else "CPU",
+            "device": device if ranks.size() == 1 else f"{ranks.size()} x {device}",
             "cpu": _cpu_name(),
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,
@@ -185,19 +222,23 @@ class Keeper(Checkpoint):
         """Save inside an epoch when it is time or when told to stop."""
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return
-        if self.interruption.came or time.monotonic() - self.saved > self.interval:
-            self._save(trainer)
+        due = time.monotonic() - self.saved > self.interval
+        self._save(trainer, due=due)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save every `checkpoint_epochs`, at the end of training and when told to stop."""
         last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
-        if last or (trainer.current_epoch + 1) % self.epochs == 0 or self.interruption.came:
-            self._save(trainer)
+        self._save(trainer, due=last or (trainer.current_epoch + 1) % self.epochs == 0)
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        trainer.save_checkpoint(trainer.default_root_dir)
-        self.saved = time.monotonic()
-        self.interruption.act()
+    def _save(self, trainer: pl.Trainer, *, due: bool) -> None:
+        """Save and act alike on all ranks, if it is due or one of them was told to stop."""
+        number = self.interruption.number if self.interruption.came else None
+        stop, save = ranks.largest(number or 0, due)
+        if stop or save:
+            trainer.save_checkpoint(trainer.default_root_dir)
+            self.saved = time.monotonic()
+        if stop:
+            raise Interrupted(stop)
 
 
 class Interrupted(BaseException):
@@ -232,9 +273,3 @@ class Interruption:
         if self.number is None and self.parent is not None and str(os.getppid()) != self.parent:
             self.number = signal.SIGTERM
         return self.number is not None
-
-    def act(self) -> None:
-        """Raise `Interrupted` if the run was told to stop."""
-        if self.came:
-            assert self.number is not None
-            raise Interrupted(self.number)

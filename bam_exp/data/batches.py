@@ -21,6 +21,9 @@ class Batches:
     Raises ValueError where a process would have no sample of a batch.
     """
 
+    waited = 0.0
+    """Seconds that iterations have waited for samples so far; 0 where nothing has to be waited for."""
+
     def __init__(
         self, count: int, *, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
     ) -> None:

@@ -1,14 +1,16 @@
 """Image classification: cross-entropy, top-1 and top-5 error, SGD with a stepwise learning rate."""
 
+import hashlib
 import math
 from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from bam_exp import ranks
 from bam_exp.data import Batches
 from bam_exp.schema import checked
 
@@ -22,8 +24,9 @@ class Diverged(RuntimeError):
 class Classification(pl.LightningModule):
     """One network learning one data set by one recipe; its keyword arguments are the recipe.
 
-    Per epoch it keeps mean training loss and error, and loss, top-1 and top-5 error (%) of the test set, in `history` and in
-    TensorBoard. A step neither logs nor waits for the device: sums stay there until the epoch ends.
+    Per epoch it keeps mean training loss and error, the images that had to be skipped, if any, and loss, top-1 and top-5
+    error (%) of the test set, in `history` and in TensorBoard. A step neither logs nor waits for the device: sums stay there
+    until the epoch ends.
 
     Args:
         network: maps float images N x 3 x H x W to logits N x classes.
@@ -32,10 +35,13 @@ class Classification(pl.LightningModule):
         epochs: passes over the training set.
         max_steps: stop after so many optimizer steps, and test on at most so many batches, for trying things out; None for
             no limit. `test_images` of the result says how many images the test error is of.
-        batch_size: images a step; the last batch of an epoch is smaller, none is dropped.
+        batch_size: images a step, of all processes together; the last batch of an epoch is smaller, none is dropped.
         lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
         milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`: from the first epoch
             that begins then, to a tenth of an epoch.
+        lr_scaling: "linear" multiplies `lr` by batch_size / lr_batch_size (Goyal et al. 2017, without their warm-up).
+        batch_norm_parts: batch normalisation takes mean and variance over each of so many equal parts of a batch: 1, or as
+            many as there are processes, each of which then takes them over its share.
     """
 
     train_sums: Tensor
@@ -57,10 +63,17 @@ class Classification(pl.LightningModule):
         weight_decay: NonNegativeFloat = 5e-4,
         milestones: list[Fraction] = [0.5, 0.75],  # noqa: B006 (read only)
         gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
+        lr_scaling: Literal["none", "linear"] = "none",
+        lr_batch_size: PositiveInt = 256,
+        batch_norm_parts: PositiveInt = 1,
     ) -> None:
         super().__init__()
         if nesterov and momentum == 0:
             raise ValueError("nesterov=true needs a momentum above 0")
+        if lr_scaling == "none" and lr_batch_size != 256:
+            raise ValueError(f"lr_batch_size={lr_batch_size} needs lr_scaling=linear")
+        if lr_scaling == "linear":
+            lr *= batch_size / lr_batch_size
         if data.train_size % batch_size == 1:
             raise ValueError(
                 f"batch_size={batch_size}: the last batch of {data.train_size} images would have one, which batch "
@@ -75,6 +88,7 @@ class Classification(pl.LightningModule):
         self.sgd = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         self.milestones = [math.ceil(fraction * epochs - 0.1) for fraction in milestones]
         self.gamma = gamma
+        self.batch_norm_parts = batch_norm_parts
         self.history: list[dict[str, float]] = []
         # Sums over the epoch so far, in double precision: loss, wrong at top 1, wrong at top 5, images. In the state dict,
         # so that a run continued inside an epoch closes it with the same figures.
@@ -124,12 +138,18 @@ class Classification(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        """Loss of one batch."""
+        """Loss of one batch; of several processes each has its share of it, weighted so that the mean gradient is the batch's."""
         images, labels = batch
+        if ranks.rank():  # where rank 0 draws as a single process does, each of the others draws numbers of its own
+            digest = hashlib.sha256(f"seed {self.seed}, step {self.global_step}, rank {ranks.rank()}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:4], "big"))
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
         _add(self.train_sums, logits, labels, loss)
-        return loss
+        if ranks.size() == 1:
+            return loss
+        count = torch.tensor(float(labels.numel()), device=loss.device)
+        return loss * (ranks.size() * count / ranks.sum_over(count.clone()))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         """Errors of one batch of the test set."""
@@ -137,13 +157,25 @@ class Classification(pl.LightningModule):
         logits = self.network(images)
         _add(self.test_sums, logits, labels, F.cross_entropy(logits, labels))
 
+    def on_train_start(self) -> None:
+        """What a checkpoint has of the sums is of all processes: the first goes on with it."""
+        if ranks.rank():
+            self.train_sums.zero_()
+
     def on_train_epoch_start(self) -> None:
         """Open the sums of an epoch (not called when a run continues inside one)."""
         self.train_sums.zero_()
 
     def on_validation_epoch_start(self) -> None:
-        """Open the sums of an evaluation."""
+        """Open the sums of an evaluation, of the first process's network where each has its own batch norm."""
         self.test_sums.zero_()
+        if ranks.size() > 1 and self.batch_norm_parts > 1:
+            for buffer in self.network.buffers():
+                distributed.broadcast(buffer, 0)
+
+    def on_validation_epoch_end(self) -> None:
+        """Close the sums of an evaluation."""
+        ranks.sum_over(self.test_sums)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: figures to the history and to TensorBoard.
@@ -151,10 +183,15 @@ class Classification(pl.LightningModule):
         Raises:
             Diverged: if the training loss is not finite.
         """
-        train = _means(self.train_sums)
+        train = _means(ranks.sum_over(self.train_sums))
+        if ranks.rank():
+            self.train_sums.zero_()
         if not math.isfinite(train["loss"]):
             raise Diverged(f"the training loss is {train['loss']} in epoch {self.current_epoch + 1}")
         figures = {f"train/{name}": value for name, value in train.items() if name in ("loss", "top1_error")}
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if skipped := min(batches * self.batch_size, self.data.train_size) - train["images"]:
+            figures["train/skipped_images"] = skipped  # they could not be decoded
         if self.test_sums[3] > 0:  # an epoch cut short by max_steps has had no evaluation yet: see `evaluate_last`
             figures |= {f"test/{name}": value for name, value in self.test_figures().items()}
         self._close(figures)
@@ -185,6 +222,8 @@ class Classification(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the curves, and the random numbers of whatever draws any (dropout)."""
+        if ranks.size() > 1:
+            checkpoint["state_dict"]["train_sums"] = ranks.sum_over(self.train_sums.clone())
         checkpoint["history"] = self.history
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available() and self.device.type == "cuda":
