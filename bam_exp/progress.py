@@ -59,6 +59,7 @@ class Progress(Checkpoint):
         super().__init__()
         self.name = name
         self.seconds: list[float] = []
+        self.waited = 0.0
         self.opened = 0.0
         self.bar: Bar | None = None
         self.shown = 0.0
@@ -96,6 +97,7 @@ class Progress(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the figures of the epoch that has just ended."""
         self.seconds.append(time.monotonic() - self.opened)
+        self.waited = trainer.train_dataloader.waited  # type: ignore[union-attr]
         history: list[dict[str, float]] = pl_module.history  # type: ignore[assignment]
         epochs, done, figures = int(trainer.max_epochs or 0), len(history), history[-1]
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
@@ -117,6 +119,10 @@ class Progress(Checkpoint):
     def seconds_per_epoch(self) -> float | None:
         """Median wall time of the epochs of this process, evaluation included."""
         return round(median(self.seconds), 3) if self.seconds else None
+
+    def data_wait_percent(self) -> float:
+        """Share of the epochs of this process in which training had no batch ready."""
+        return round(100 * self.waited / sum(self.seconds), 2) if self.seconds else 0.0
 
     def peak_memory_mib(self) -> float:
         """Largest memory of this process so far: the device's on a GPU, else resident."""
