@@ -1,5 +1,6 @@
 """The machine a run trains on: device, threads, precision, checkpoints in time, and the Lightning trainer made for it."""
 
+import ctypes
 import logging
 import os
 import platform
@@ -105,7 +106,9 @@ class Machine:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         torch.set_num_threads(self.threads or len(os.sched_getaffinity(0)))
-        if self.uses_gpu:
+        if not self.uses_gpu:
+            keep_memory()
+        else:
             torch.backends.cudnn.benchmark = not self.deterministic
         if self.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -141,6 +144,26 @@ class Machine:
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,
         }
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, for its next step; nothing where there is no glibc.
+
+    By default glibc hands every large tensor back to the kernel, which clears each page again when the next one is made:
+    an eighth of a step of ResNet-50 + BAM on a CPU. Who has set one of `_MALLOC` decides otherwise.
+    """
+    if any(name in os.environ for name in _MALLOC):
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(mmap_max, 0)
+
+
+_MALLOC = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def _cpu_name() -> str:
