@@ -3,21 +3,20 @@
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from bam_exp import config
-from bam_exp.bench import epoch, input, module, step, sweep, table
-from bam_exp.bench.measure import Bench, Row, say
 
-COMMANDS: dict[str, Callable[[Bench, argparse.Namespace], list[Row]]] = {
-    "step": step.rows,
-    "module": module.rows,
-    "input": input.rows,
-    "epoch": epoch.rows,
-    "sweep": sweep.rows,
+COMMANDS = {
+    "step": "training steps of one network, from the typical peer's to ours: five minutes on a CPU",
+    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: two minutes",
+    "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
+    "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
+    "sweep": "several runs on the device at once, what all together get through: two minutes",
 }
+"""A module of this package each, whose `rows` measures."""
 
 
 def _positive(word: str) -> int:
@@ -35,13 +34,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="bam-bench",
         description="How fast training is on this machine, beside what the machine could do (docs/performance.md).",
         epilog="""examples:
-  bam-bench module                  BAM alone: time, passes over the map, memory; one or two minutes
-  bam-bench step                    a training step of ResNet-50, from the typical peer's to ours; ten minutes on a CPU
-  bam-bench step --no-compile       the same without torch.compile; three minutes
+  bam-bench module
+  bam-bench step --no-compile       three minutes
   bam-bench step --backbone preresnet110 --batch 128
-  bam-bench input                   augmented batches: PIL and its workers beside ours
-  bam-bench epoch                   what Lightning adds to a step; whole epochs through bam-train
-  bam-bench sweep --packed 1 2 4    several runs at once: where trainer.runs_per_gpu gains, and where it loses
+  bam-bench input --photos DIR      photos of one's own
+  bam-bench epoch
+  bam-bench sweep --packed 1 2 4    where trainer.runs_per_gpu gains, and where it loses
 
 The variants of a call take turns in one process, on the same random batch, after their outputs and gradients have been
 compared with float64. The tables are printed and, with spreads, kept in results/bench/<device>.md and .csv, with a chart;
@@ -49,9 +47,8 @@ a call replaces what that sub-command wrote there before. One that computes some
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, function in COMMANDS.items():
-        what = (function.__doc__ or "").strip().rstrip(".")
-        one = commands.add_parser(name, help=what[0].lower() + what[1:], description=f"{what}.")
+    for name, what in COMMANDS.items():
+        one = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
         option = partial(one.add_argument, type=_positive, metavar="N")
         if name in ("step", "epoch", "sweep"):
             default = "resnet50" if name == "step" else None
@@ -83,9 +80,12 @@ def main() -> None:
     """`bam-bench`; what was typed wrong ends in one line and exit code 2, a failed check in exit code 1."""
     options = _parser().parse_args()
     started = time.perf_counter()
+    from bam_exp.bench import table
+    from bam_exp.bench.measure import Bench, say
+
     try:
         bench = Bench(options.device, options.threads, options.rounds)
-        rows = COMMANDS[options.command](bench, options)
+        rows = import_module(f"bam_exp.bench.{options.command}").rows(bench, options)
         if not bench.copy:
             bench.measure_ceilings()
         files = table.write(Path(options.output_dir) / "results" / "bench", options.command, rows, bench.context())

@@ -6,10 +6,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bam_exp.bench.command import COMMANDS
 from bam_exp.bench.measure import Row
-
-ORDER = ("step", "module", "input", "epoch", "sweep")
-"""Of the sub-commands in a file."""
 
 CONTEXT = ("device", "threads", "torch", "date", "clock", "rounds", "copy GB/s", "matmul GFLOP/s", "load")
 DETAILS = ("attention", "wall ms", "ceiling images/s", "logits error", "gradient error", "MB an image", "saved MB")
@@ -25,14 +23,14 @@ def write(folder: Path, command: str, rows: Sequence[Row], context: Row) -> list
     if table.is_file():
         with table.open(newline="") as file:
             everything += [row for row in csv.DictReader(file) if row["command"] != command]
-    everything.sort(key=lambda row: ORDER.index(row["command"]))
+    everything.sort(key=lambda row: list(COMMANDS).index(row["command"]))
     columns = dict.fromkeys(key for row in everything for key in row if key not in CONTEXT)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *CONTEXT], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything)
     lines = [f"# Measured on {context['device']}", "", "By `bam-bench`; docs/performance.md says what each figure is."]
-    for one in ORDER:
+    for one in COMMANDS:
         if found := [row for row in everything if row["command"] == one]:
             lines += ["", f"## bam-bench {one}", "", _above(found[0])]
             for of, keys, cells in tables(found):
