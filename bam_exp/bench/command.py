@@ -11,7 +11,7 @@ from bam_exp import config
 
 COMMANDS = {
     "step": "training steps of one network, from the typical peer's to ours: five minutes on a CPU",
-    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: two minutes",
+    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: a minute",
     "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
     "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
     "sweep": "several runs on the device at once, what all together get through: two minutes",

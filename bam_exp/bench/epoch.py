@@ -130,7 +130,7 @@ def _loops(bench: Bench) -> list[Row]:
 
     def ours(folder: Path) -> None:
         callbacks = [clock, Progress("bench"), Keeper(here, _Deaf())]
-        here.trainer(folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(task())
+        here.trainer(folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(task(), loader)
 
     loops: dict[str, Callable[[Path], None]] = {
         "raw loop": raw,
@@ -140,24 +140,26 @@ def _loops(bench: Bench) -> list[Row]:
     }
     say("loops around a step")
     found: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(1 + bench.rounds // 2):
+    for number in range(1 + bench.rounds):
         for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
             with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
                 loops[name](Path(folder))
             if number:  # the first round warms up
                 found[name].append(1e6 * clock.seconds / (STEPS - 1 - SKIPPED))
-    base, bare, logging, mine = (median(times) for times in found.values())
+    rounds = list(zip(*found.values(), strict=True))
     rows: list[Row] = [
         {
             "of": "a step's host time around a network of one linear layer",
             "variant": name,
             **spread("us a step", times),
-            "added us": median(times) - base,
+            "added us": median(times) - median(found["raw loop"]),
         }
         for name, times in found.items()
     ]
-    rows[-1]["of what 2 and 2 add"] = (mine - base) / (logging - base)
-    rows[-1]["of what they add to Lightning"] = (mine - base) / (logging - bare)
+    rows[-1] |= spread("of what 2 and 2 add", [(mine - raw) / (log - raw) for raw, _, log, mine in rounds])
+    rows[-1] |= spread(
+        "of what they add to Lightning", [(mine - raw) / (log - bare) for raw, bare, log, mine in rounds]
+    )
     return rows
 
 

@@ -172,7 +172,7 @@ def _photos(bench: Bench, photos: Photos, batch: int) -> list[Row]:
     furthest = ((images - exact).abs().amax((0, 2, 3)) * torch.tensor(ImageNet.std) * 255).max()
     count = min(len(photos), 256) // batch * batch
     torch.set_num_threads(1)
-    of = f"{_what(photos)}, random crops to 224, a core"
+    of = f"{_what(photos)}, crops to 224"
     loaders = {"torchvision's reference, PIL": (theirs, count), "ours": (ours, count)}
     found = _compare(bench, of, batch, loaders)
     torch.set_num_threads(bench.threads)

@@ -186,23 +186,27 @@ class Bench:
 
 
 def spread(name: str, values: Sequence[float]) -> Row:
+    """Median and quartiles."""
     low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
     return {name: median(values), f"{name} low": low, f"{name} high": high}
 
 
 def overhead(times: Times, baseline: Times) -> Row:
-    """In pairs of a round."""
+    """Of a step against one without attention, in pairs of a round."""
     pairs = zip(times.seconds, baseline.seconds, strict=True)
     return spread("overhead %", [100 * (one / other - 1) for one, other in pairs])
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
+    """Error relative to the norm."""
     return float((found.double() - exact).norm() / exact.norm())
 
 
 def gradients(network: nn.Module) -> Tensor:
+    """All gradients of the weights in one row, float64."""
     return torch.cat([p.grad.double().flatten() for p in network.parameters() if p.grad is not None])
 
 
 def say(line: str) -> None:
+    """Tell the person who waits."""
     print(line, file=sys.stderr, flush=True)

@@ -102,9 +102,11 @@ def draw(path: Path, rows: Sequence[Row]) -> None:
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(title, size=10, loc="left")
         axis.spines[["top", "right"]].set_visible(False)
-    label = "images/s; blue: our BAM, orange: the released form; black: the most that its bytes and FLOPs allow here"
+    label = (
+        "images/s; blue: our BAM, orange: the released form, grey: neither; black line: the ceiling of bytes and FLOPs"
+    )
     axes[-1, 0].set_xlabel(label, size=8)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
