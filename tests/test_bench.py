@@ -243,5 +243,6 @@ def test_photos_of_a_folder_are_loaded_with_the_same_crops(bam_bench: Command, t
 def test_help_is_for_a_person(bam_bench: Command) -> None:
     ended = bam_bench("--help")
     assert ended.code == 0
-    for name in command.COMMANDS:
-        assert f"bam-bench {name} " in ended.out
+    for name, what in command.COMMANDS.items():
+        assert f"    {name} " in ended.out
+        assert "minute" in what  # how long one will wait

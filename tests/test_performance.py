@@ -209,11 +209,11 @@ def test_not_compiled_unless_told_so_on_a_cpu() -> None:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what this is about")
 def test_on_a_cpu_a_step_reuses_the_memory_of_the_last() -> None:
     Machine(device="cpu", threads=1).prepare()
-    torch.ones(2**24)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
+    faults = []
+    for _ in range(10):
         torch.ones(2**24)  # 64 MiB, 16,384 pages
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 16_384
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert faults[-1] - faults[4] < 16_384  # the first few find their places in the heap
 
 
 # SGD and the sums of a step
