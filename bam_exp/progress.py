@@ -49,11 +49,18 @@ class Curves(TensorBoardLogger):
         self.experiment.close()
 
 
-class Progress(Checkpoint):
-    """Prints an epoch's figures with the time to go, and keeps `progress.json` in the run's folder.
+class BetweenSteps(Checkpoint):
+    """A callback with nothing to do inside a step: Lightning skips a hook that is None, and spends 3 us on an empty one.
 
     It is a `Checkpoint` so that Lightning calls it after the task has closed the epoch.
     """
+
+    on_train_batch_start = on_before_zero_grad = on_before_optimizer_step = None  # type: ignore[assignment]
+    on_before_backward = on_after_backward = None  # type: ignore[assignment]
+
+
+class Progress(BetweenSteps):
+    """Prints an epoch's figures with the time to go, and keeps `progress.json` in the run's folder."""
 
     def __init__(self, name: str) -> None:
         super().__init__()

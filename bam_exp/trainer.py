@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor, nn
 
 from bam_exp.checkpoint import Checkpoints
+from bam_exp.progress import BetweenSteps
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -179,11 +180,11 @@ PARENT = "BAM_EXP_PARENT"
 """Environment variable with the process id of the sweep that started a run."""
 
 
-class Keeper(Checkpoint):
+class Keeper(BetweenSteps):
     """Saves the run at the end of epochs, every so many minutes, and before it goes when it is told to stop.
 
-    It is a `Checkpoint` so that Lightning calls it after the task has closed the epoch. It never saves at the last batch of
-    an epoch: resuming from there makes Lightning run extra steps; the epoch's end is a moment later.
+    It never saves at the last batch of an epoch: resuming from there makes Lightning run extra steps; the epoch's end is a
+    moment later.
     """
 
     def __init__(self, machine: Machine, interruption: "Interruption") -> None:
