@@ -276,6 +276,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "start": started,
         "end": _now(),
         "seconds_per_epoch": progress.seconds_per_epoch(),
+        "data_wait_percent": progress.data_wait_percent(),
         "peak_memory_mib": progress.peak_memory_mib(),
     }
     for passing in ("error.json", progress_file):
@@ -283,7 +284,8 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     threads, skipped = torch.get_num_threads(), here.graphs_skipped()
     print(
-        f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}"
+        f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}, "
+        f"data wait {result['data_wait_percent']:.1f} %"
         + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else ""),
         file=sys.stderr,
     )

@@ -5,17 +5,22 @@ variants take turns, a wrong result is found out before it is timed, and files k
 import argparse
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Command, _command
+from PIL import Image
 from torch import Tensor
 
-from bam_exp import bench
 from bam_exp.attention import BAM
-from bam_exp.bench import Bench, Counter, LiteralBAM, Saved, Step, ladder, network_of
+from bam_exp.bench import command, epoch, forms, input, main, measure, module, table
+from bam_exp.bench.forms import LiteralBAM, network_of
+from bam_exp.bench.measure import Bench, Counter, Saved
+from bam_exp.bench.step import Step, ladder
 from bam_exp.complexity import complexity
+from bam_exp.data.crops import Crop
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +34,7 @@ def _same_threads() -> Iterator[None]:
 def bam_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`bam-bench` in an empty current folder."""
     monkeypatch.chdir(tmp_path)
-    return _command(bench.main, "bam-bench", monkeypatch, capfd)
+    return _command(main, "bam-bench", monkeypatch, capfd)
 
 
 MAP = 2 * 3 * 4 * 5 * 4  # bytes of the tensors below
@@ -64,7 +69,7 @@ def test_saved_bytes_count_each_storage_once_and_no_given_tensor() -> None:
     assert saved.bytes == 2 * 40
 
 
-@pytest.mark.parametrize("knobs", [{}, bench.RELEASED])
+@pytest.mark.parametrize("knobs", [{}, forms.RELEASED])
 def test_the_released_form_computes_the_same_and_breaks_the_layout(knobs: dict[str, str]) -> None:
     torch.manual_seed(0)
     ours = BAM(32, **knobs).double()
@@ -86,8 +91,8 @@ def test_variants_take_turns_there_and_back() -> None:
 
 
 def test_overhead_is_of_pairs_of_a_round() -> None:
-    times, baseline = bench.Times([1.1, 2.2, 30.0]), bench.Times([1.0, 2.0, 10.0])
-    assert bench._overhead(times, baseline)["overhead %"] == pytest.approx(10)
+    times, baseline = measure.Times([1.1, 2.2, 30.0]), measure.Times([1.0, 2.0, 10.0])
+    assert measure.overhead(times, baseline)["overhead %"] == pytest.approx(10)
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -129,7 +134,7 @@ SMALL = ("--no-compile", "--batch", "4", "--rounds", "2", "--device", "cpu", "--
 def test_module_prints_its_table_and_keeps_it(
     bam_bench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "MAPS", ((256, 32), (32, 8)))
+    monkeypatch.setattr(module, "MAPS", ((256, 32), (32, 8)))
     ended = bam_bench("module", *SMALL)
     assert ended.code == 0
     assert "4 x 256 x 32 x 32" in ended.out
@@ -172,8 +177,8 @@ def test_a_wrong_attention_is_found_out(bam_bench: Command, monkeypatch: pytest.
             y: Tensor = super().forward(x)
             return y + 1e-3 * x.detach()
 
-    monkeypatch.setattr(bench, "MAPS", ((32, 8),))
-    monkeypatch.setattr(bench, "BAM", Wrong)
+    monkeypatch.setattr(module, "MAPS", ((32, 8),))
+    monkeypatch.setattr(module, "BAM", Wrong)
     ended = bam_bench("module", *SMALL)
     assert ended.code == 1
     assert "our BAM" in ended.err.splitlines()[-1]
@@ -182,10 +187,10 @@ def test_a_wrong_attention_is_found_out(bam_bench: Command, monkeypatch: pytest.
 def test_a_sub_command_replaces_its_own_rows_only(tmp_path: Path) -> None:
     context = Bench("cpu", 1, 1).context()
     row = {"of": "x", "variant": "v", "ms": 1.23456, "ms low": 1.0, "ms high": 2.0}
-    bench.write(tmp_path, "step", [row, {**row, "variant": "w"}], context)
-    bench.write(tmp_path, "input", [{"of": "y", "variant": "u", "images/s": 12345.6}], context)
-    table, text, _ = bench.write(tmp_path, "step", [{**row, "check": "ok"}], context)
-    with table.open(newline="") as file:
+    table.write(tmp_path, "step", [row, {**row, "variant": "w"}], context)
+    table.write(tmp_path, "input", [{"of": "y", "variant": "u", "images/s": 12345.6}], context)
+    csv_file, text, _ = table.write(tmp_path, "step", [{**row, "check": "ok"}], context)
+    with csv_file.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(one["command"], one["variant"]) for one in rows] == [("step", "v"), ("input", "u")]
     assert "| v | 1.235 (1 to 2) | ok |" in text.read_text()
@@ -206,17 +211,38 @@ def test_what_is_typed_wrong_is_refused(bam_bench: Command, words: tuple[str, ..
 
 def test_a_run_that_fails_is_said_in_one_line() -> None:
     with pytest.raises(ValueError, match="there is no such backbone"):
-        bench.bam_train(["backbone=resnet51", "output_dir=nowhere"])
+        epoch.bam_train(["backbone=resnet51", "output_dir=nowhere"])
 
 
 def test_another_input_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    options, one = argparse.Namespace(batch=64), Bench("cpu", 1, 1)
-    monkeypatch.setattr(bench, "peer_loader", lambda *_, **__: [(torch.zeros(64, 3, 32, 32), torch.zeros(64))])
-    assert bench.input_(one, options)[-1]["check"] == "FAILED"
+    options, one = argparse.Namespace(batch=64, photos=None), Bench("cpu", 1, 1)
+    monkeypatch.setattr(input, "peer_loader", lambda *_, **__: [(torch.zeros(64, 3, 32, 32), torch.zeros(64))])
+    monkeypatch.setattr(input, "random_crop", lambda *_: Crop(0, 0, 300, 300, False))  # the reference's
+    monkeypatch.setattr(input, "_drawn", partial(input._drawn, count=8))
+    checked = [row["check"] for row in input.rows(one, options) if "check" in row]
+    assert checked == ["FAILED", "FAILED"]
+
+
+def test_photos_of_a_folder_are_loaded_with_the_same_crops(bam_bench: Command, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos/train" / name).mkdir(parents=True)
+        for number in range(2):
+            pixels = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 7), (250, 300), mode="bilinear")[0]
+            photo = Image.fromarray((255 * pixels).byte().permute(1, 2, 0).numpy())
+            photo.save(tmp_path / "photos/train" / name / f"{number}.JPEG")
+    ended = bam_bench("input", "--rounds", "1", "--batch", "4", "--device", "cpu", "--photos", "photos")
+    assert ended.code == 0
+    [kept] = (tmp_path / "results/bench").glob("*.csv")
+    with kept.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["of"].startswith("4 photos")]
+    assert [row["check"] for row in rows] == ["", "ok"]
+    assert float(rows[1]["x PIL"]) > 0
+    assert bam_bench("input", "--photos", "photos/train/a").code == 2
 
 
 def test_help_is_for_a_person(bam_bench: Command) -> None:
     ended = bam_bench("--help")
     assert ended.code == 0
-    for name in bench.COMMANDS:
-        assert f"bam-bench {name} " in ended.out
+    for name, what in command.COMMANDS.items():
+        assert f"    {name} " in ended.out
+        assert "minute" in what  # how long one will wait

@@ -5,6 +5,8 @@ falls back to it with a reason, and a step of real training does not wait for th
 Nothing here is timed; `bam-bench` does that.
 """
 
+import platform
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +25,9 @@ from bam_exp import config
 from bam_exp.attention import BAM, CBAM, ECA, SE, attach
 from bam_exp.attention.gate import pool
 from bam_exp.backbones import ResNet
-from bam_exp.bench import RELEASED, Counter, LiteralBAM, Saved, Step, Variant, network_of
+from bam_exp.bench.forms import RELEASED, LiteralBAM, network_of
+from bam_exp.bench.measure import Counter, Saved
+from bam_exp.bench.step import Step, Variant
 from bam_exp.data import Shapes
 from bam_exp.tasks import Classification, classification
 from bam_exp.trainer import Machine
@@ -197,6 +201,19 @@ def test_where_compiling_fails_training_goes_on_and_says_why(
 def test_not_compiled_unless_told_so_on_a_cpu() -> None:
     assert Machine(device="cpu").compile_used == "off"
     assert Machine(device="cpu", compile="reduce-overhead").compile_used == "reduce-overhead"
+
+
+# Memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc is what this is about")
+def test_on_a_cpu_a_step_reuses_the_memory_of_the_last() -> None:
+    Machine(device="cpu", threads=1).prepare()
+    faults = []
+    for _ in range(10):
+        torch.ones(2**24)  # 64 MiB, 16,384 pages
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert faults[-1] - faults[4] < 16_384  # the first few find their places in the heap
 
 
 # SGD and the sums of a step

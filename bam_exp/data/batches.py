@@ -15,7 +15,7 @@ class Batches:
     `batch_size` counts all processes: process `rank` of `world_size` takes its consecutive share of every batch, so
     that the shares in order are the batches of a single process. The last batch may be smaller; none is dropped.
     `state_dict` counts the batches handed out; after `load_state_dict` the next iteration of that epoch continues
-    there. Any other begins at the first.
+    there. Any other begins at the first. `waited` counts the seconds in which iterations had no batch ready so far.
 
     Iterating yields float32 N x 3 x H x W, channels last, and int64 N, on the device.
     Raises ValueError where a process would have no sample of a batch.
@@ -36,6 +36,7 @@ class Batches:
         self.count, self.batch_size, self.seed, self.shuffle = count, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = self._batch = self._first_batch = 0
+        self.waited = 0.0
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -1,5 +1,6 @@
 """Batches from images that live on the device: order, crops and flips are a function of (seed, epoch, index)."""
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -65,12 +66,16 @@ class DeviceLoader(Batches):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A generator, whose body waits for the first batch: Lightning calls iter() before it announces the epoch.
         self._batch, self._first_batch = self._first_batch, 0
+        began = time.perf_counter()
         order, windows = self._draw()
         labels = self._labels[order]
         for batch in range(self._batch, len(self)):
             share = self._share(batch)
+            images = self._images(windows[share])
             self._batch = batch + 1
-            yield self._images(windows[share]), labels[share]
+            self.waited += time.perf_counter() - began
+            yield images, labels[share]
+            began = time.perf_counter()
 
     def _draw(self) -> tuple[Tensor, Tensor]:
         """The epoch's order and the first pixel of each sample's window in that order, both int64 on the device."""

@@ -45,7 +45,6 @@ class PhotoLoader(Batches):
     broken: what becomes of a photo that cannot be decoded: "refuse" ends the epoch with a DataError that names it,
     "skip" leaves it out of its batch; `skipped` has them all. workers: processes, none of which outlives an iteration;
     0 does the work in this one; None chooses. decoder: of training; "auto" takes nvJPEG where the device has it.
-    waited: seconds that iterations have waited for photos so far.
 
     Raises ValueError as `Batches`, and DataError while iterating.
     """
@@ -73,7 +72,6 @@ class PhotoLoader(Batches):
         self.workers = default_workers(self.device, world_size) if workers is None else workers
         self.nvjpeg = train and (decoder == "nvjpeg" or (decoder == "auto" and _nvjpeg_works(self.device)))
         self.skipped: dict[str, None] = {}
-        self.waited = 0.0
         # As long as a flattened photo: on a CPU, a broadcast over an innermost dimension of 3 would not vectorise.
         self._mean, self._std = (
             torch.tensor(values, dtype=torch.float32).repeat(size * size).to(self.device) for values in (mean, std)

@@ -1,0 +1,5 @@
+"""`python -m bam_exp.bench`."""
+
+from bam_exp.bench import main
+
+main()

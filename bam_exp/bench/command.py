@@ -1,0 +1,99 @@
+"""The command line of `bam-bench`."""
+
+import argparse
+import sys
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+from bam_exp import config
+
+COMMANDS = {
+    "step": "training steps of one network, from the typical peer's to ours: five minutes on a CPU",
+    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: a minute",
+    "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
+    "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
+    "sweep": "several runs on the device at once, what all together get through: two minutes",
+}
+"""A module of this package each, whose `rows` measures."""
+
+
+def _positive(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "whole number above 0"  # argparse: "invalid whole number above 0 value: '0'"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bam-bench",
+        description="How fast training is on this machine, beside what the machine could do (docs/performance.md).",
+        epilog="""examples:
+  bam-bench module
+  bam-bench step --no-compile       three minutes
+  bam-bench step --backbone preresnet110 --batch 128
+  bam-bench input --photos DIR      photos of one's own
+  bam-bench epoch
+  bam-bench sweep --packed 1 2 4    where trainer.runs_per_gpu gains, and where it loses
+
+The variants of a call take turns in one process, on the same random batch, after their outputs and gradients have been
+compared with float64. The tables are printed and, with spreads, kept in results/bench/<device>.md and .csv, with a chart;
+a call replaces what that sub-command wrote there before. One that computes something wrong ends with exit code 1.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, what in COMMANDS.items():
+        one = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+        option = partial(one.add_argument, type=_positive, metavar="N")
+        if name in ("step", "epoch", "sweep"):
+            default = "resnet50" if name == "step" else None
+            backbones = config.choices("backbone")
+            listed = "a network for CIFAR: a file of conf/backbone"
+            one.add_argument("--backbone", choices=backbones, default=default, metavar="NAME", help=listed)
+        option("--batch", help="images a step (128, and on a CPU 16 in step and module)")
+        option("--rounds", help="blocks timed of each variant (10)")
+        option("--threads", help="CPU threads (on a CPU one: the figures are then of one core)")
+        one.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
+        )
+        if name in ("step", "module"):
+            one.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
+        if name == "input":
+            listed = "folder of class folders of photos, or of their train/ (without it, it draws its own)"
+            one.add_argument("--photos", metavar="DIR", help=listed)
+        if name == "step":
+            option("--agree", help="also compare the losses of N steps, compiled and eager")
+        if name == "sweep":
+            option("--packed", nargs="+", help="how many runs at once (1 2 4 8; on a CPU 1 and one for each core)")
+        one.add_argument(
+            "--output-dir", default=".", metavar="DIR", help="folder that holds results/ (the current one)"
+        )
+    return parser
+
+
+def main() -> None:
+    """`bam-bench`; what was typed wrong ends in one line and exit code 2, a failed check in exit code 1."""
+    options = _parser().parse_args()
+    started = time.perf_counter()
+    from bam_exp.bench import table
+    from bam_exp.bench.measure import Bench, say
+
+    try:
+        bench = Bench(options.device, options.threads, options.rounds)
+        rows = import_module(f"bam_exp.bench.{options.command}").rows(bench, options)
+        if not bench.copy:
+            bench.measure_ceilings()
+        files = table.write(Path(options.output_dir) / "results" / "bench", options.command, rows, bench.context())
+    except (ValueError, OSError) as error:
+        print(f"bam-bench: {config.one_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from error
+    table.show(rows, bench.context())
+    say(f"\n{time.perf_counter() - started:.0f} s; {', '.join(str(file) for file in files)}")
+    if failed := [row["variant"] for row in rows if row.get("check") == "FAILED"]:
+        print(f"bam-bench: not what float64 gives: {', '.join(failed)}", file=sys.stderr)
+        raise SystemExit(1)

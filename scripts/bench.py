@@ -1,0 +1,5 @@
+"""`bam-bench` from a checkout: python scripts/bench.py module"""
+
+from bam_exp.bench import main
+
+main()
