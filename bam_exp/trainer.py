@@ -194,7 +194,7 @@ def keep_memory() -> None:
     """Have this process keep the memory that it frees, for its next step; nothing where there is no glibc.
 
     By default glibc hands every large tensor back to the kernel, which clears each page again when the next one is made:
-    an eighth of a step of ResNet-50 + BAM on a CPU. Who has set one of `_MALLOC` decides otherwise.
+    about a twentieth of a step of ResNet-50 on a CPU. Who has set one of `_MALLOC` decides otherwise.
     """
     if any(name in os.environ for name in _MALLOC):
         return

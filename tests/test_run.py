@@ -31,7 +31,17 @@ def test_a_run_is_a_folder_with_everything_in_it(bam_train: Command, tmp_path: P
     assert result["figures_from"]["attention"]["dilation"] == 4
     assert len(result["epochs"]) == 2
     assert result["start"] <= result["end"]
-    for key in ("commit", "dirty", "versions", "seconds_per_epoch", "peak_memory_mib", "params", "macs", "fingerprint"):
+    for key in (
+        "commit",
+        "dirty",
+        "versions",
+        "seconds_per_epoch",
+        "data_wait_percent",
+        "peak_memory_mib",
+        "params",
+        "macs",
+        "fingerprint",
+    ):
         assert key in result
 
 
