@@ -19,11 +19,10 @@ from filelock import FileLock, Timeout
 from bam_exp.checkpoint import write_atomically
 from bam_exp.config import ConfigError
 from bam_exp.ranks import World, visible_gpus
-from bam_exp.run import Run
+from bam_exp.run import OWNER, Run
 from bam_exp.trainer import Machine
 
 LOCK = ".lock"
-OWNER = "owner.json"
 
 
 class Busy(RuntimeError):

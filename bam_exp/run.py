@@ -22,6 +22,9 @@ from bam_exp.config import ConfigError
 from bam_exp.trainer import Interruption, Keeper, Machine
 from bam_exp.weights import load_weights
 
+OWNER = "owner.json"
+"""In the folder of a run that is being trained: by which process (see `locks`)."""
+
 SCHEMA = 1
 """Raised when the same config would give another number than before; older results are then stale."""
 
@@ -279,7 +282,8 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "data_wait_percent": progress.data_wait_percent(),
         "peak_memory_mib": progress.peak_memory_mib(),
     }
-    for passing in ("error.json", progress_file):
+    # Before the result: killed after it, the run is done and nobody would come back to clear up.
+    for passing in ("error.json", progress_file, OWNER):
         (run.folder / passing).unlink(missing_ok=True)
     write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     threads, skipped = torch.get_num_threads(), here.graphs_skipped()
