@@ -142,9 +142,9 @@ class Progress(BetweenSteps):
         }
         self.times.append(times)
         skipped = f"  {figures['train/skipped_images']:.0f} images skipped" if "train/skipped_images" in figures else ""
-        waited = (
-            f", {times['data_wait_seconds']:.1f} s of {spent.seconds:.1f} s waiting for data" if spent.waited else ""
-        )
+        waited = ""
+        if spent.waited > spent.seconds / 100:
+            waited = f", {spent.waited:.1f} s of {spent.seconds:.1f} s waiting for data"
         error = f"  test error {figures['test/top1_error']:5.2f} %" if "test/top1_error" in figures else ""
         self._say(
             f"  epoch {done:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"

@@ -172,7 +172,7 @@ import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
 from bam_exp.locks import leased
-with leased(SimpleNamespace(uses_gpu=True, gpus=None, runs_per_gpu=1)):
+with leased(SimpleNamespace(uses_gpu=True, gpus=None, runs_per_gpu=1, processes=1)):
     Path(os.environ["SLURMD_NODENAME"]).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     while len(list(Path().glob("n?"))) < 2:
         time.sleep(0.1)
