@@ -17,7 +17,6 @@ setup: .venv/installed  ## the environment in .venv: about 6 GB, a few minutes t
 
 demo: setup  ## the demo table: five networks trained on the built-in data, a few minutes on two cores
 	$(BIN)/bam-train +experiment=demo
-	$(BIN)/bam-tables report demo
 
 test: setup  ## the tests
 	$(BIN)/pytest -n auto --dist worksteal

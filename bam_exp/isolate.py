@@ -235,6 +235,7 @@ class Sweep(Callback):
         print(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", flush=True)
         if done == len(self.runs):
             print("nothing left to run")
+            self._report(config)
             raise SystemExit(0)
         if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
             self._outlive_lost_jobs()
@@ -301,8 +302,17 @@ class Sweep(Callback):
             f"{len(self.runs) - len(failed)} of {len(self.runs)} runs done"
             + (f", {len(failed)} failed; the same command runs what is missing" if failed else "")
         )
+        self._report(config)
         if failed:
             raise SystemExit(1)
+
+    def _report(self, config: DictConfig) -> None:
+        """The table as it now stands, where the sweep was one over a table."""
+        if (table := config.hydra.runtime.choices.get("experiment")) is not None:
+            from bam_exp import report
+
+            print()
+            report.main([table], config.output_dir)
 
 
 def refuse(error: BaseException) -> None:

@@ -9,7 +9,7 @@ from conftest import TINY, Command
 from matplotlib import pyplot as plt
 
 SWEEP = ("+experiment=demo", *TINY)
-NAME = "demo--shapes-train_size160-test_size40--demo-epochs2-batch_size32"
+NAME = "demo--shapes-train_size160-test_size40--demo-epochs2"
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:
@@ -135,6 +135,8 @@ def test_a_sweep_over_a_table_ends_in_its_report(bam_train: Command, bam_tables:
     assert ended.code == 0
     assert "5 runs: 0 done already, 5 to run" in ended.out
     assert "5 of 5 runs done" in ended.out
+    assert (tmp_path / f"results/{NAME}.md").read_text() in ended.out
+    assert len(rows(tmp_path / f"results/{NAME}.csv")) == 5
     assert bam_tables("report", "demo").code == 0
     assert all(float(row["top1_error"]) > 0 for row in rows(tmp_path / f"results/{NAME}.csv").values())
     assert all(row["n"] == "0" for row in rows(tmp_path / "results/demo.csv").values())
