@@ -150,8 +150,9 @@ def _in_child(run: Run, here: Machine, overrides: list[str]) -> None:
             raise
         code, reason = 0, config.one_line(error)
     if received:
-        if "SLURM_JOB_ID" in os.environ and code == 128 + signal.SIGTERM:
-            # Pre-emption: SLURM puts a job back into the queue only if it is still there when SLURM ends it.
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and code == 128 + signal.SIGTERM:
+            # Pre-emption: SLURM puts a job back into the queue only if it is still there when SLURM ends it. (A sweep that
+            # was started by hand inside an allocation ends at once.)
             time.sleep(SLURM_ENDS_S)
         raise SystemExit(128 + received[0])
     if code < 0 and reason is None:
