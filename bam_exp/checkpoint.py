@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from bam_exp.files import sync_folder
+
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 _PART = ".checkpoint.part"
 GENERATIONS = 2
@@ -90,30 +92,6 @@ class Checkpoints(CheckpointIO):
     def _generations(self) -> list[Path]:
         found = [path for path in self.folder.glob("checkpoint-*.pt") if _NAME.fullmatch(path.name)]
         return sorted(found, key=lambda path: (path.name[:19], path.stat().st_mtime_ns), reverse=True)
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; survives a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in this folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: OSError | RuntimeError, folder: Path) -> str:

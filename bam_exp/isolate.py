@@ -23,13 +23,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from bam_exp import config, ranks
-from bam_exp.checkpoint import CheckpointError, write_atomically
 from bam_exp.config import ConfigError
 from bam_exp.data import DataError
-from bam_exp.locks import Busy, claimed, leased, read_json
+from bam_exp.files import read_json, write_atomically
+from bam_exp.interruption import PARENT, Interrupted, Interruption
+from bam_exp.locks import Busy, claimed, leased
+from bam_exp.machine import Machine
 from bam_exp.ranks import RankFailed, World
 from bam_exp.run import Run, check_shares, evaluate, execute, machine, result_of
-from bam_exp.trainer import PARENT, Interrupted, Interruption, Machine
 
 SWEEP = "BAM_EXP_SWEEP"
 """Environment variable with the process id of the sweep, by which a launcher's worker knows its parent."""
@@ -114,6 +115,8 @@ def train_here(run: Run, cfg: DictConfig, words: Sequence[str] = ()) -> None:
     except (Busy, ConfigError):
         raise
     except Exception as error:
+        from bam_exp.checkpoint import CheckpointError
+
         if not isinstance(error, CheckpointError | DataError | RankFailed):  # these say all in their line
             traceback.print_exc()
         if first:

@@ -7,20 +7,19 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count, product
 from pathlib import Path
 from random import uniform
-from typing import Any
 
 from filelock import FileLock, Timeout
 
-from bam_exp.checkpoint import write_atomically
 from bam_exp.config import ConfigError
+from bam_exp.files import read_json, write_atomically
+from bam_exp.machine import Machine
 from bam_exp.ranks import World, visible_gpus
 from bam_exp.run import OWNER, Run
-from bam_exp.trainer import Machine
 
 LOCK = ".lock"
 
@@ -116,12 +115,3 @@ def leased(here: Machine) -> Iterator[list[str]]:
         if attempt == 0:
             print("waiting for a free GPU", file=sys.stderr, flush=True)
         time.sleep(uniform(0.5, 1.5))
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """The mapping in a file that another process may be writing or may never have written; else an empty one."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

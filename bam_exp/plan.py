@@ -16,14 +16,15 @@ from rich.table import Table as Grid
 from bam_exp import tables
 from bam_exp.complexity import Complexity
 from bam_exp.config import ConfigError
-from bam_exp.locks import alive, read_json, read_owner
+from bam_exp.files import read_json
+from bam_exp.locks import alive, read_owner
+from bam_exp.machine import Machine
 from bam_exp.params import row_cost
 from bam_exp.progress import FILE as PROGRESS
 from bam_exp.progress import duration
 from bam_exp.report import collect
 from bam_exp.run import NAMED, Run, result_of
 from bam_exp.tables import Row
-from bam_exp.trainer import Machine
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from bam_exp import ranks
-from bam_exp.checkpoint import write_atomically
 from bam_exp.data import Batches
+from bam_exp.files import write_atomically
 
 FILE = "progress.json"
 

@@ -19,10 +19,10 @@ from datetime import timedelta
 from typing import Any, Self
 
 import torch
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from torch import Tensor, distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+from bam_exp.interruption import PARENT
 
 GRACE = 5.0
 """Seconds that a rank has to end by itself once another has failed, before it is ended."""
@@ -61,6 +61,8 @@ class World:
 
     def address(self) -> tuple[str, int]:
         """Where rank 0 is to be reached: MASTER_ADDR and MASTER_PORT, else the first machine of the step and a port of its own."""
+        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # takes four seconds
+
         variables = os.environ
         first = SLURMEnvironment.resolve_root_node_address(variables.get("SLURM_STEP_NODELIST", "127.0.0.1"))
         step = 16 * int(variables.get("SLURM_JOB_ID", 0)) + int(variables.get("SLURM_STEP_ID", 0))
@@ -84,35 +86,6 @@ def cores() -> int:
     if "SLURM_CPUS_PER_TASK" not in os.environ:  # else they are this task's own
         found //= max(world.local_size, _group.world.local_size)
     return max(1, found)
-
-
-class Environment(ClusterEnvironment):
-    """Tells Lightning that every rank is a machine with one device, and that all have been started."""
-
-    creates_processes_externally = True
-    main_address, main_port = "", 0
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return size()
-
-    def set_world_size(self, size: int) -> None:
-        """It is known."""
-
-    def global_rank(self) -> int:
-        return rank()
-
-    def set_global_rank(self, rank: int) -> None:
-        """It is known."""
-
-    def local_rank(self) -> int:
-        return 0
-
-    def node_rank(self) -> int:
-        return rank()
 
 
 @dataclass
@@ -292,8 +265,6 @@ def _store(address: str, port: int, *, master: bool = False) -> Any:
 
 def _started(rank: int, world: World, port: int, words: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Rank `rank`, started as torchrun would."""
-    from bam_exp.trainer import PARENT
-
     variables = {
         "RANK": rank, "WORLD_SIZE": world.size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world.size,
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True, PARENT: os.getpid(),

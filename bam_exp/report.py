@@ -11,8 +11,8 @@ import pandas as pd
 from filelock import FileLock
 
 from bam_exp import tables
-from bam_exp.checkpoint import write_atomically
 from bam_exp.config import ConfigError
+from bam_exp.files import write_atomically
 from bam_exp.run import NAMED, Run
 from bam_exp.tables import FIGURES, Row, Table
 

@@ -19,7 +19,9 @@ from bam_exp import __version__, config, ranks
 from bam_exp.attention import attach
 from bam_exp.batch_norm import synchronise
 from bam_exp.config import ConfigError
-from bam_exp.trainer import Interruption, Keeper, Machine
+from bam_exp.files import write_atomically
+from bam_exp.interruption import Interruption
+from bam_exp.machine import Machine
 from bam_exp.weights import load_weights
 
 OWNER = "owner.json"
@@ -211,10 +213,11 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     """
     import pytorch_lightning as pl
 
-    from bam_exp.checkpoint import Checkpoints, write_atomically
+    from bam_exp.checkpoint import Checkpoints
     from bam_exp.complexity import complexity
     from bam_exp.progress import FILE as progress_file  # noqa: N811
     from bam_exp.progress import Curves, Progress
+    from bam_exp.trainer import Keeper, trainer_for
 
     here, first = machine(cfg), ranks.rank() == 0
     here.prepare()
@@ -236,27 +239,28 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     if compiled:
         here.compile_network(network)
     task.sgd |= here.sgd_form
+    learner = task.learner()
 
     checkpoints, keeper = Checkpoints(run.folder), Keeper(here, interruption)
     if not first:
-        trainer = here.trainer(run.folder, logger=False, callbacks=[keeper], **task.limits)
-        trainer.fit(task, ckpt_path=ranks.from_first(None), weights_only=True)
-        task.evaluate_last()
+        trainer = trainer_for(here, run.folder, logger=False, callbacks=[keeper], **task.limits)
+        trainer.fit(learner, ckpt_path=ranks.from_first(None), weights_only=True)
+        learner.evaluate_last()
         return {}
     started = _begin(run)
     logger = Curves(run.folder)
     progress = Progress(run.name)
-    trainer = here.trainer(run.folder, logger=logger, callbacks=[progress, keeper], **task.limits)
+    trainer = trainer_for(here, run.folder, logger=logger, callbacks=[progress, keeper], **task.limits)
     newest = checkpoints.newest(lambda line: print(f"{run.name}: {line}", file=sys.stderr))
     ranks.from_first(newest and str(newest))
     if newest is not None:
-        task.history = checkpoints.load_checkpoint(newest)["history"]
-        task.trainer = trainer
-        task.replay()
-    trainer.fit(task, ckpt_path=newest, weights_only=True)
-    task.evaluate_last()
+        learner.history = checkpoints.load_checkpoint(newest)["history"]
+        learner.trainer = trainer
+        learner.replay()
+    trainer.fit(learner, ckpt_path=newest, weights_only=True)
+    learner.evaluate_last()
 
-    metrics = task.metrics()
+    metrics = learner.metrics()
     logger.close({"seed": run.seed, **run.names}, metrics["top1_error"])
     checkpoints.keep_only_newest()
     result = {
@@ -268,7 +272,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "metrics": metrics,
         "params": cost.params,
         "macs": cost.macs,
-        "epochs": task.history,
+        "epochs": learner.history,
         "times": progress.times,
         "hardware": here.description(),
         "versions": {
@@ -302,7 +306,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: if the file is not of this network.
     """
-    import pytorch_lightning as pl
+    from bam_exp.trainer import trainer_for
 
     here = machine(cfg)
     here.check_device()
@@ -311,17 +315,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     data.prepare()
     load_weights(network, Path(cfg.evaluate))
     network.to(memory_format=torch.channels_last)
-    trainer = here.trainer(Path.cwd(), logger=False, callbacks=[], **task.limits)
-    assert isinstance(trainer, pl.Trainer)
-    trainer.validate(task, verbose=False)
-    figures: dict[str, float] = task.test_figures()
+    learner = task.learner()
+    trainer_for(here, Path.cwd(), logger=False, callbacks=[], **task.limits).validate(learner, verbose=False)
+    figures: dict[str, float] = learner.test_figures()
     return figures
 
 
 def _begin(run: Run) -> str:
     """Write `run.json`, which claims the folder for this fingerprint; the time of the first start."""
-    from bam_exp.checkpoint import write_atomically
-
     begun = run.folder / "run.json"
     if begun.is_file():
         return str(json.loads(begun.read_text())["start"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bam_exp.attention.released import from_released
 from bam_exp.backbones.backbone import Backbone
-from bam_exp.checkpoint import sync_folder
+from bam_exp.files import sync_folder
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bam_exp.checkpoint import CheckpointError, Checkpoints, write_atomically
+from bam_exp.checkpoint import CheckpointError, Checkpoints
+from bam_exp.files import write_atomically
 
 
 def content(step: int) -> dict[str, object]:

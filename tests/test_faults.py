@@ -25,7 +25,7 @@ from bam_exp.run import Run, result_of
 # Processes forked from one that has imported everything: a start costs milliseconds, so that a hundred kills are minutes.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["bam_exp.isolate", "bam_exp.run", "bam_exp.report", "pytorch_lightning", "test_faults"]
+    ["bam_exp.isolate", "bam_exp.run", "bam_exp.report", "bam_exp.trainer", "bam_exp.tasks.learner", "test_faults"]
 )
 
 ROWS = ("attention=none", "attention=se attention.reduction=8", "attention=bam attention.reduction=8", "attention=bam")

@@ -29,8 +29,10 @@ from bam_exp.bench.forms import RELEASED, LiteralBAM, network_of
 from bam_exp.bench.measure import Counter, Saved
 from bam_exp.bench.step import Step, Variant
 from bam_exp.data import Shapes
-from bam_exp.tasks import Classification, classification
-from bam_exp.trainer import Machine
+from bam_exp.machine import Machine
+from bam_exp.tasks import Classification, learner
+from bam_exp.tasks.learner import Learner
+from bam_exp.trainer import trainer_for
 
 CHANNELS_LAST = torch.channels_last
 
@@ -239,12 +241,12 @@ def test_the_sums_count_what_topk_counts_and_ties_and_nan_as_wrong() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(64, 20), torch.randint(20, (64,))
     sums = torch.zeros(4, dtype=torch.float64)
-    classification._add(sums, logits, labels, torch.tensor(1.5))
+    learner._add(sums, logits, labels, torch.tensor(1.5))
     hits = logits.topk(5).indices == labels[:, None]
     assert sums.tolist() == [1.5 * 64, 64 - hits[:, 0].sum(), 64 - hits.sum(), 64]
     for same in (torch.zeros(8, 20), torch.full((8, 20), torch.nan)):
         sums.zero_()
-        classification._add(sums, same, labels[:8], torch.tensor(0.0))
+        learner._add(sums, same, labels[:8], torch.tensor(0.0))
         assert sums[1:].tolist() == [8, 8, 8]
 
 
@@ -295,15 +297,15 @@ class Watch(pl.Callback):
         self.steps += 1
 
 
-def train_watched(folder: Path, device: Any, watching: Any, kind: type[Classification] = Classification) -> Watch:
+def train_watched(folder: Path, device: Any, watching: Any, kind: type[Learner] = Learner) -> Watch:
     """Three steps of ResNet-20 with BAM, in the trainer that a run has."""
     data = Shapes(folder, train_size=120, test_size=20)
     network = attach(ResNet(20, depth=20, stem="cifar"), BAM)
-    task = kind(network.to(memory_format=CHANNELS_LAST), data, 0, epochs=1, batch_size=40)
+    task = Classification(network.to(memory_format=CHANNELS_LAST), data, 0, epochs=1, batch_size=40)
     here = Machine(device=device)
     task.sgd |= here.sgd_form
     watch = Watch(watching)
-    here.trainer(folder, logger=None, callbacks=[watch], **task.limits).fit(task)  # type: ignore[arg-type]
+    trainer_for(here, folder, logger=None, callbacks=[watch], **task.limits).fit(kind(task))  # type: ignore[arg-type]
     assert watch.steps == 3
     return watch
 
@@ -314,7 +316,7 @@ def test_a_step_of_training_does_not_wait_for_the_device(monkeypatch: pytest.Mon
 
 
 def test_waiting_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Waits(Classification):
+    class Waits(Learner):
         def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
             loss = super().training_step(batch, _index)
             _ = loss.item(), loss.detach().tolist()

@@ -20,9 +20,10 @@ from conftest import TINY, Command
 from filelock import FileLock
 
 from bam_exp import config, isolate, locks, ranks, tables
+from bam_exp.machine import Machine
 from bam_exp.ranks import World
 from bam_exp.run import Run, machine
-from bam_exp.trainer import Keeper, Machine
+from bam_exp.trainer import Keeper
 
 WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", "recipe.epochs=2", "trainer.threads=1",

@@ -14,14 +14,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bam_exp import config, isolate, locks
 from bam_exp.checkpoint import Checkpoints
+from bam_exp.interruption import Interrupted, Interruption
 from bam_exp.run import Run, execute
-from bam_exp.trainer import Interrupted, Interruption, Keeper
+from bam_exp.trainer import Keeper
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
 WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", f"recipe.epochs={EPOCHS}", "recipe.milestones=[0.34]",
-    "trainer.threads=1", "trainer.device=cpu", "backbone.widen=0.5", "attention.reduction=8",
+    "trainer.threads=1", "trainer.device=cpu", "backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1",
+    "attention.reduction=8",
 )  # fmt: skip
 
 At = Callable[[int | None, str], None]
@@ -53,7 +55,8 @@ composed = cache(config.compose)  # a third of a start
 
 
 def start(folder: Path, *words: str) -> dict[str, Any]:
-    cfg = composed((*WORDS, f"output_dir={folder}", *words))
+    cfg = composed((*WORDS, *words)).copy()
+    cfg.output_dir = str(folder)
     run = Run.of(cfg, cfg.hydra.runtime.choices)
     with locks.claimed(run):
         return execute(run, cfg, Interruption())
@@ -150,7 +153,7 @@ def test_chains_of_two_resumes_count_their_steps_right(
 
 
 def test_random_layers_go_on_where_they_were(stop_at: At, tmp_path: Path) -> None:
-    words = ("backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1", "backbone.dropout=0.3")
+    words = ("backbone.dropout=0.3",)
     stop_at(None, "signal")
     start(tmp_path / "a", *words)
     stop_at(6, "signal")

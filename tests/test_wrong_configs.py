@@ -2,6 +2,8 @@
 """Wrong configs, drawn from a seed: every one is refused with one line, exit code 2; right ones never are."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -191,3 +193,28 @@ def test_mistakes_in_a_file_are_refused_too(
     assert code == 2
     assert named in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["attntion=bam"],
+        ["+recipe.lrr=0.1"],
+        ["data=imagenet", "backbone=resnet50", "attention=bam", "recipe.lr=-1"],
+        ["-m", "seed=0,-1"],
+    ],
+    ids=" ".join,
+)
+def test_a_refusal_does_not_wait_for_lightning(words: list[str]) -> None:
+    """It and torchvision take most of a start's time, and nothing that is checked needs them."""
+    script = """
+import sys
+from bam_exp.__main__ import main
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code, {"pytorch_lightning", "lightning_fabric", "torchvision"} & {*sys.modules})
+"""
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 set()"
+    assert done.stderr.count("\n") == 1

@@ -25,9 +25,11 @@ from bam_exp.bench.input import peer_loader
 from bam_exp.bench.measure import Bench, Row, say, spread
 from bam_exp.bench.step import Step, ladder
 from bam_exp.data import DeviceLoader, Shapes
+from bam_exp.interruption import Interruption
+from bam_exp.machine import Machine
 from bam_exp.progress import Curves, Progress
 from bam_exp.tasks import Classification
-from bam_exp.trainer import Interruption, Keeper, Machine
+from bam_exp.trainer import Keeper, trainer_for
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
@@ -130,7 +132,9 @@ def _loops(bench: Bench) -> list[Row]:
 
     def ours(folder: Path) -> None:
         callbacks = [clock, Progress("bench"), Keeper(here, _Deaf())]
-        here.trainer(folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(task(), loader)
+        trainer_for(here, folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(
+            task().learner(), loader
+        )
 
     loops: dict[str, Callable[[Path], None]] = {
         "raw loop": raw,

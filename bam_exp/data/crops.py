@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional
 
 from bam_exp.data.files import DataError
 
@@ -67,6 +65,8 @@ def read(path: Path) -> Content:
 
 def decoded(content: Content, path: Path) -> Tensor:
     """A photo of any kind that PIL reads as uint8 3 x H x W, its pixels PIL's, laid out H x W x 3. Raises DataError."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # a second, of which no other data has the use
+
     if content[:2].tobytes() == b"\xff\xd8":
         try:
             photo: Tensor = decode_jpeg(torch.from_numpy(content), mode=ImageReadMode.RGB)
@@ -98,6 +98,8 @@ def central_square(content: Content, path: Path, size: int) -> Tensor:
     By PIL from file to pixels, as torchvision's reference does: its published accuracies hold for these pixels to the
     bit. Raises DataError.
     """
+    from torchvision.transforms.v2 import functional
+
     photo = functional.resize(_opened(content, path).convert("RGB"), [round(size * 256 / 224)])
     return torch.from_numpy(np.array(functional.center_crop(photo, [size]))).permute(2, 0, 1)
 

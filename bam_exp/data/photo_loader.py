@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from bam_exp.data.batches import Batches
 from bam_exp.data.crops import (
@@ -235,6 +234,8 @@ class Workshop(Dataset[Made | Encoded]):
 
 def _made(batch: Encoded, photos: Photos, size: int, device: torch.device) -> Made:
     """Decode and crop on the device, by nvJPEG if it is a GPU; a file it refuses is decoded on the CPU."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     contents, broken = torch.split(batch.content, batch.lengths), list(batch.broken)
     found = {place: photo.to(device) for place, photo in batch.decoded.items()}
     places = [place for place in range(len(contents)) if place not in found]
@@ -274,6 +275,8 @@ def _nvjpeg_works(device: torch.device) -> bool:
     """Whether this device decodes a small JPEG."""
     if device.type != "cuda":
         return False
+    from torchvision.io import decode_jpeg
+
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:

@@ -1,5 +1,5 @@
 """What a network is trained to do; a recipe is the keyword arguments of a task."""
 
-from bam_exp.tasks.classification import Classification, Diverged
+from bam_exp.tasks.classification import Classification
 
-__all__ = ["Classification", "Diverged"]
+__all__ = ["Classification"]
