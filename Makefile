@@ -22,7 +22,7 @@ test: setup  ## the tests
 	$(BIN)/pytest -n auto --dist worksteal
 
 test-faults: setup  ## kills, cuts, floods: the long tests of docs/reliability.md
-	$(BIN)/pytest -n auto --dist worksteal -m faults
+	$(BIN)/pytest -n auto --dist loadgroup -m faults
 
 check: setup  ## lint, format, types, tests
 	$(BIN)/ruff check

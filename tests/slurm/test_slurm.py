@@ -21,7 +21,7 @@ import torch
 from .cluster import Cluster
 from .conftest import RUN, measured
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("slurm")]  # one cluster on a machine
 
 LAUNCHER = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=1")
 
