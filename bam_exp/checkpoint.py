@@ -76,7 +76,6 @@ class Checkpoints(CheckpointIO):
 
     def newest(self, say: Callable[[str], None]) -> Path | None:
         """The newest generation whose digest holds; each damaged one is said in a line and passed over."""
-        (self.folder / _PART).unlink(missing_ok=True)
         for path in self._generations():
             found = _NAME.fullmatch(path.name)
             if found and _digest(path) == found.group(2):

@@ -22,6 +22,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     sync_folder(path.parent)
 
 
+def clear_parts(folder: Path) -> None:
+    """Delete what writers that were killed have left in a folder; for whoever holds its lock."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in this folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

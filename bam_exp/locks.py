@@ -16,7 +16,7 @@ from random import uniform
 from filelock import FileLock, Timeout
 
 from bam_exp.config import ConfigError
-from bam_exp.files import read_json, write_atomically
+from bam_exp.files import clear_parts, read_json, write_atomically
 from bam_exp.machine import Machine
 from bam_exp.ranks import World, visible_gpus
 from bam_exp.run import OWNER, Run
@@ -49,6 +49,7 @@ def claimed(run: Run) -> Iterator[None]:
         raise Busy(f"{run.name}: already running ({owner or 'another process'})") from error
     except OSError as error:
         raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
+    clear_parts(run.folder)
     try:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
         write_atomically(run.folder / OWNER, json.dumps({"process": owner}) + "\n")

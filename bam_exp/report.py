@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from bam_exp import tables
 from bam_exp.config import ConfigError
-from bam_exp.files import write_atomically
+from bam_exp.files import clear_parts, write_atomically
 from bam_exp.run import NAMED, Run
 from bam_exp.tables import FIGURES, Row, Table
 
@@ -31,6 +31,7 @@ def main(table_names: Sequence[str], output_dir: str) -> int:
     results = Path(output_dir) / "results"
     results.mkdir(parents=True, exist_ok=True)
     with FileLock(results / ".lock"):
+        clear_parts(results)
         runs = collect(Path(output_dir))
         for name in table_names:
             table = tables.load(name)

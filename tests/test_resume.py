@@ -180,6 +180,18 @@ def test_a_damaged_checkpoint_falls_back_and_ends_the_same(
     assert_same(final_state(undisturbed), final_state(tmp_path))
 
 
+@pytest.mark.parametrize("name", [".progress.json.14848.part", ".result.json.1.part", ".checkpoint.part"])
+def test_what_a_killed_writer_left_is_cleared_away(stop_at: At, tmp_path: Path, name: str) -> None:
+    stop_at(9, "crash")
+    with pytest.raises(KeyError):
+        start(tmp_path)
+    [run] = [path.parent for path in tmp_path.glob("runs/**/run.json")]
+    (run / name).write_text("half of i")
+    stop_at(None, "signal")
+    start(tmp_path)
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_diverged_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = config.compose([*WORDS, f"output_dir={tmp_path}", "recipe.lr=1.0e+30"])
     run = Run.of(cfg, cfg.hydra.runtime.choices)
