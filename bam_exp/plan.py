@@ -20,10 +20,8 @@ from bam_exp.files import read_json
 from bam_exp.locks import alive, read_owner
 from bam_exp.machine import Machine
 from bam_exp.params import row_cost
-from bam_exp.progress import FILE as PROGRESS
-from bam_exp.progress import duration
 from bam_exp.report import collect
-from bam_exp.run import NAMED, Run, result_of
+from bam_exp.run import NAMED, PROGRESS, Run, duration, result_of
 from bam_exp.tables import Row
 
 

@@ -20,16 +20,7 @@ from rich.progress import Progress as Bar
 from bam_exp import ranks
 from bam_exp.data import Batches
 from bam_exp.files import write_atomically
-
-FILE = "progress.json"
-
-
-def duration(seconds: float) -> str:
-    """`48 s`, `12 min`, `3 h 05 min`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+from bam_exp.run import PROGRESS, duration
 
 
 class Curves(TensorBoardLogger):
@@ -152,7 +143,7 @@ class Progress(BetweenSteps):
             + (f"  {duration(to_go)} to go" if to_go else "")
         )
         state = {"epoch": done, "epochs": epochs, "seconds_to_go": round(to_go, 1), "time": time.time()}
-        write_atomically(Path(trainer.default_root_dir) / FILE, json.dumps(state) + "\n")
+        write_atomically(Path(trainer.default_root_dir) / PROGRESS, json.dumps(state) + "\n")
 
     def state_dict(self) -> dict[str, Any]:
         """The times so far, for the checkpoint."""

@@ -27,6 +27,9 @@ from bam_exp.weights import load_weights
 OWNER = "owner.json"
 """In the folder of a run that is being trained: by which process (see `locks`)."""
 
+PROGRESS = "progress.json"
+"""Beside it: how far it is (see `progress`)."""
+
 SCHEMA = 1
 """Raised when the same config would give another number than before; older results are then stale."""
 
@@ -215,7 +218,6 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
 
     from bam_exp.checkpoint import Checkpoints
     from bam_exp.complexity import complexity
-    from bam_exp.progress import FILE as progress_file  # noqa: N811
     from bam_exp.progress import Curves, Progress
     from bam_exp.trainer import Keeper, trainer_for
 
@@ -287,7 +289,7 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
         "peak_memory_mib": progress.peak_memory_mib(),
     }
     # Before the result: killed after it, the run is done and nobody would come back to clear up.
-    for passing in ("error.json", progress_file, OWNER):
+    for passing in ("error.json", PROGRESS, OWNER):
         (run.folder / passing).unlink(missing_ok=True)
     write_atomically(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     threads, skipped = torch.get_num_threads(), here.graphs_skipped()
@@ -319,6 +321,14 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     trainer_for(here, Path.cwd(), logger=False, callbacks=[], **task.limits).validate(learner, verbose=False)
     figures: dict[str, float] = learner.test_figures()
     return figures
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _begin(run: Run) -> str:

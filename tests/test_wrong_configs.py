@@ -202,6 +202,7 @@ def test_mistakes_in_a_file_are_refused_too(
         ["+recipe.lrr=0.1"],
         ["data=imagenet", "backbone=resnet50", "attention=bam", "recipe.lr=-1"],
         ["-m", "seed=0,-1"],
+        ["plan", "table1a", "recipe.lr=-1"],
     ],
     ids=" ".join,
 )
@@ -209,7 +210,8 @@ def test_a_refusal_does_not_wait_for_lightning(words: list[str]) -> None:
     """It and torchvision take most of a start's time, and nothing that is checked needs them."""
     script = """
 import sys
-from bam_exp.__main__ import main
+from bam_exp import __main__, tables
+main = tables.main if "plan" in sys.argv else __main__.main
 try:
     main()
 except SystemExit as ended:
