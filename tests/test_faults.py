@@ -69,6 +69,22 @@ def figures(folder: Path) -> str:
     return json.dumps(kept, indent=1)
 
 
+def write_reports(folder: str, times: int) -> None:
+    quiet()
+    tables.register(["demo"])
+    for _ in range(times):
+        assert report.main(["demo"], folder) == 0
+
+
+def table(folder: Path) -> bytes:
+    """The report of these runs: three of the four rows are the demo's, with data and recipe of their own."""
+    process = PROCESSES.Process(target=write_reports, args=(str(folder), 1))
+    process.start()
+    process.join()
+    [path] = folder.glob("results/demo--*.md")
+    return path.read_bytes()
+
+
 def files(folder: Path) -> list[str]:
     """The files of the runs, the changing parts of their names left out."""
     names = [path.relative_to(folder) for path in (folder / "runs").rglob("*") if path.is_file()]
@@ -118,6 +134,7 @@ def kill_often(folder: Path, kills: int, seed: int, longest: float) -> int:
 def test_kills_at_random_moments_change_nothing(undisturbed: Path, tmp_path: Path, kills: int, seed: int) -> None:
     assert kill_often(tmp_path, kills, seed, longest=4.0) == kills
     assert figures(tmp_path) == figures(undisturbed)
+    assert table(tmp_path) == table(undisturbed)
     assert files(tmp_path) == files(undisturbed)
 
 
@@ -187,13 +204,6 @@ def test_simultaneous_starts_give_one_run(tmp_path: Path, starts: int) -> None:
     busy = [line for line in said if line != "ran"]
     assert all("already running (process " in line for line in busy)
     assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
-
-
-def write_reports(folder: str, times: int) -> None:
-    quiet()
-    tables.register(["demo"])
-    for _ in range(times):
-        assert report.main(["demo"], folder) == 0
 
 
 def test_reports_and_sweeps_side_by_side_tear_nothing(tmp_path: Path) -> None:
