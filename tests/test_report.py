@@ -5,9 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
-from conftest import TINY, Command
+import pytest
+from conftest import REPOSITORY, TINY, Command
 from matplotlib import pyplot as plt
 
+RESULTS = REPOSITORY / "results"
 SWEEP = ("+experiment=demo", *TINY)
 NAME = "demo--shapes-train_size160-test_size40--demo-epochs2"
 
@@ -96,6 +98,17 @@ def test_a_clone_without_runs_gives_the_same_bytes(bam_tables: Command, tmp_path
         (tmp_path / "results" / name).unlink()
     assert bam_tables("report", "table1a").code == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results").glob("table*")} == before
+
+
+@pytest.mark.parametrize("name", ["cpu", "demo"])
+def test_the_committed_tables_come_out_of_the_committed_store(bam_tables: Command, tmp_path: Path, name: str) -> None:
+    """Also fails where a change of the code made the committed runs those of another fingerprint."""
+    (tmp_path / "results").mkdir()
+    shutil.copy(RESULTS / "runs.csv", tmp_path / "results")
+    assert bam_tables("report", name).code == 0
+    for kind in (".md", ".csv"):
+        assert (tmp_path / "results" / f"{name}{kind}").read_bytes() == (RESULTS / f"{name}{kind}").read_bytes()
+    assert all(int(row["n"]) for row in rows(RESULTS / f"{name}.csv").values())
 
 
 def test_a_failed_run_is_named_and_not_in_the_table(bam_tables: Command, tmp_path: Path) -> None:
