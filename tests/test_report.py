@@ -5,9 +5,11 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import REPOSITORY, TINY, Command
 from matplotlib import pyplot as plt
+from scipy.stats import dunnett
 
 RESULTS = REPOSITORY / "results"
 SWEEP = ("+experiment=demo", *TINY)
@@ -109,6 +111,36 @@ def test_the_committed_tables_come_out_of_the_committed_store(bam_tables: Comman
     for kind in (".md", ".csv"):
         assert (tmp_path / "results" / f"{name}{kind}").read_bytes() == (RESULTS / f"{name}{kind}").read_bytes()
     assert all(int(row["n"]) for row in rows(RESULTS / f"{name}.csv").values())
+
+
+def cells(path: Path) -> list[list[str]]:
+    """The rows of all tables in a Markdown file, headings and rules too."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_readme_and_docs_say_what_the_store_holds() -> None:
+    """README shows the committed tables; docs/results.md each row's errors, mean and gain, with Dunnett's interval."""
+    from bam_exp import tables
+
+    for name in ("demo", "cpu"):
+        assert all(row in cells(REPOSITORY / "README.md") for row in cells(RESULTS / f"{name}.md"))
+
+    tables.register()
+    table = tables.load("cpu")
+    store = pd.read_csv(RESULTS / "runs.csv").set_index("fingerprint").top1_error
+    errors = {row.label: [store[row.run(seed).fingerprint] for seed in table.seeds] for row in table.rows}
+    means = {label: sum(each) / len(each) for label, each in errors.items()}
+    baseline, *others = errors
+    bounds = dunnett(*(errors[label] for label in others), control=errors[baseline]).confidence_interval()
+
+    said = {label: rest for label, *rest in cells(REPOSITORY / "docs/results.md") if label in errors}
+    assert list(said) == list(errors)
+    for label, each in errors.items():
+        assert said[label][:2] == [", ".join(f"{error:.2f}" for error in each), f"{means[label]:.2f}"]
+    for label, low, high in zip(others, -bounds.high, -bounds.low, strict=True):
+        assert said[label][2] == f"{means[baseline] - means[label]:+.2f}"
+        assert [float(bound) for bound in said[label][3].split(" to ")] == pytest.approx([low, high], abs=0.02)
 
 
 def test_a_failed_run_is_named_and_not_in_the_table(bam_tables: Command, tmp_path: Path) -> None:
