@@ -11,15 +11,12 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
 
+from bam_exp.errors import CheckpointError
 from bam_exp.files import sync_folder
 
 _NAME = re.compile(r"checkpoint-(\d{8})-([0-9a-f]{16})\.pt")
 _PART = ".checkpoint.part"
 GENERATIONS = 2
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written: one line with the file and the reason."""
 
 
 class Checkpoints(CheckpointIO):

@@ -19,6 +19,8 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bam_exp.errors import ConfigError
+
 GROUPS = ("data", "backbone", "attention", "recipe", "trainer")
 """The config groups; each is the keyword arguments of the callable that its `_target_` names."""
 
@@ -33,10 +35,6 @@ _SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential|private
 
 REFUSED = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 """What composing and checking a config raise for something typed or written wrong."""
-
-
-class ConfigError(ValueError):
-    """Something typed or written in a file that cannot be run: one line with the key, the value and what would be right."""
 
 
 def config_dir() -> Path:

@@ -16,16 +16,13 @@ from random import uniform
 from filelock import FileLock, Timeout
 
 from bam_exp.config import ConfigError
+from bam_exp.errors import Busy
 from bam_exp.files import clear_parts, read_json, write_atomically
 from bam_exp.machine import Machine
 from bam_exp.ranks import World, visible_gpus
 from bam_exp.run import OWNER, Run
 
 LOCK = ".lock"
-
-
-class Busy(RuntimeError):
-    """Another process has this run."""
 
 
 @contextmanager

@@ -22,14 +22,11 @@ import torch
 from torch import Tensor, distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from bam_exp.errors import RankFailed
 from bam_exp.interruption import PARENT
 
 GRACE = 5.0
 """Seconds that a rank has to end by itself once another has failed, before it is ended."""
-
-
-class RankFailed(RuntimeError):
-    """Another rank of this run failed: one line."""
 
 
 @dataclass(frozen=True)

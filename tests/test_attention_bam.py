@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_exp.attention import BAM, from_released
+from bam_exp.attention import BAM
 from bam_exp.attention.bam import ExpandedBatchNorm
+from bam_exp.weights import from_released
 
 NORMS, COMBINES, BRANCHES = (
     ("paper", "equations", "released"),

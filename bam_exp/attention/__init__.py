@@ -5,7 +5,6 @@ from bam_exp.attention.bam import BAM
 from bam_exp.attention.cbam import CBAM
 from bam_exp.attention.conv_block import ConvBlock
 from bam_exp.attention.eca import ECA
-from bam_exp.attention.released import from_released
 from bam_exp.attention.se import SE
 
-__all__ = ["BAM", "CBAM", "ECA", "SE", "ConvBlock", "attach", "from_released"]
+__all__ = ["BAM", "CBAM", "ECA", "SE", "ConvBlock", "attach"]

@@ -2,10 +2,10 @@
 
 from bam_exp.data.batches import Batches
 from bam_exp.data.cifar100 import CIFAR100
-from bam_exp.data.files import DataError
 from bam_exp.data.imagenet import ImageNet
 from bam_exp.data.on_device import DeviceLoader
 from bam_exp.data.photo_loader import PhotoLoader
 from bam_exp.data.shapes import Shapes
+from bam_exp.errors import DataError
 
 __all__ = ["CIFAR100", "Batches", "DataError", "DeviceLoader", "ImageNet", "PhotoLoader", "Shapes"]

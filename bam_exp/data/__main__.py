@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from bam_exp.data import cifar100
-from bam_exp.data.files import DataError
+from bam_exp.errors import DataError
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from bam_exp.data.files import DataError
+from bam_exp.errors import DataError
 
 Content = npt.NDArray[np.uint8]
 """The bytes of a file."""

@@ -11,9 +11,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-
-class DataError(ValueError):
-    """Data that is missing, damaged or not to be had: one line with the file, what is wrong and what to do."""
+from bam_exp.errors import DataError
 
 
 def md5_of(path: Path) -> str:

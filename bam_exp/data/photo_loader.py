@@ -29,8 +29,8 @@ from bam_exp.data.crops import (
     random_squares,
     read,
 )
-from bam_exp.data.files import DataError
 from bam_exp.data.photos import Photos
+from bam_exp.errors import DataError
 
 
 class PhotoLoader(Batches):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bam_exp.data.crops import decoded, read
-from bam_exp.data.files import DataError
+from bam_exp.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """What the name of a photo ends in, in any case."""

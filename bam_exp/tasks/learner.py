@@ -11,11 +11,8 @@ from torch.nn import functional as F
 
 from bam_exp import ranks
 from bam_exp.data import Batches
+from bam_exp.errors import Diverged
 from bam_exp.tasks.classification import Classification
-
-
-class Diverged(RuntimeError):
-    """The loss is not a finite number any more."""
 
 
 class Learner(pl.LightningModule):

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bam_exp.attention.released import from_released
 from bam_exp.backbones.backbone import Backbone
 from bam_exp.files import sync_folder
+from bam_exp.weights.released import from_released
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
