@@ -13,8 +13,9 @@ os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 import hydra
 from omegaconf import OmegaConf
 
-from bam_exp import config, tables
-from bam_exp.isolate import refuse, start
+from bam_exp.commands import tables
+from bam_exp.config import choices as config
+from bam_exp.sweeps.sweep import refuse, start
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ import hashlib
 import sys
 from pathlib import Path
 
-from bam_exp import config, run
 from bam_exp.backbones.backbone import Backbone
+from bam_exp.config.choices import choices as config
+from bam_exp.runs import run
 from bam_exp.weights import put_weights, read_checkpoint, renamed, save_weights
 
 

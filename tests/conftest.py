@@ -41,7 +41,7 @@ Command = Callable[..., Ended]
 @pytest.fixture(scope="session", autouse=True)
 def _rows() -> None:
     """Rows of tables as configs, as the commands register them."""
-    from bam_exp import tables
+    from bam_exp.commands import tables
 
     tables.register()
 
@@ -88,7 +88,7 @@ def bam_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
 @pytest.fixture
 def bam_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`bam-tables` in the same current folder."""
-    from bam_exp.tables import main
+    from bam_exp.commands.tables import main
 
     monkeypatch.chdir(tmp_path)
     return _command(main, "bam-tables", monkeypatch, capfd)

@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from bam_exp.attention import BAM
-from bam_exp.bench import command, epoch, forms, input, main, measure, module, table
+from bam_exp.bench import epoch, forms, input, measure, module, table
 from bam_exp.bench.forms import LiteralBAM, network_of
 from bam_exp.bench.measure import Bench, Counter, Saved
 from bam_exp.bench.step import Step, ladder
+from bam_exp.commands.bench import main
 from bam_exp.complexity import complexity
 from bam_exp.data.crops import Crop
 
@@ -243,6 +244,6 @@ def test_photos_of_a_folder_are_loaded_with_the_same_crops(bam_bench: Command, t
 def test_help_is_for_a_person(bam_bench: Command) -> None:
     ended = bam_bench("--help")
     assert ended.code == 0
-    for name, what in command.COMMANDS.items():
+    for name, what in table.COMMANDS.items():
         assert f"    {name} " in ended.out
         assert "minute" in what  # how long one will wait

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bam_exp.checkpoint import CheckpointError, Checkpoints
 from bam_exp.files import write_atomically
+from bam_exp.training.checkpoints import CheckpointError, Checkpoints
 
 
 def content(step: int) -> dict[str, object]:

@@ -19,13 +19,24 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Command
 
-from bam_exp import config, isolate, locks, report, tables
-from bam_exp.run import Run, result_of
+from bam_exp.commands import tables
+from bam_exp.config import choices as config
+from bam_exp.reports import report
+from bam_exp.runs import lock as locks
+from bam_exp.runs.run import Run, result_of
+from bam_exp.sweeps import sweep as isolate
 
 # Processes forked from one that has imported everything: a start costs milliseconds, so that a hundred kills are minutes.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
-    ["bam_exp.isolate", "bam_exp.run", "bam_exp.report", "bam_exp.trainer", "bam_exp.tasks.learner", "test_faults"]
+    [
+        "bam_exp.sweeps.sweep",
+        "bam_exp.runs.run",
+        "bam_exp.reports.report",
+        "bam_exp.training.lightning",
+        "bam_exp.tasks.classifier",
+        "test_faults",
+    ]
 )
 
 ROWS = ("attention=none", "attention=se attention.reduction=8", "attention=bam attention.reduction=8", "attention=bam")

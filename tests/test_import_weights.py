@@ -16,9 +16,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bam_exp import config, run
 from bam_exp.attention import BAM, attach
 from bam_exp.backbones import ResNet
+from bam_exp.config import choices as config
+from bam_exp.runs import run
 from bam_exp.weights import load_weights, read_checkpoint, save_weights
 
 RELEASED = ["backbone=resnet50_imagenet", "backbone.stride_in=3x3", "attention=bam_released"]

@@ -21,18 +21,19 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bam_exp import config
 from bam_exp.attention import BAM, CBAM, ECA, SE, attach
 from bam_exp.attention.gate import pool
 from bam_exp.backbones import ResNet
 from bam_exp.bench.forms import RELEASED, LiteralBAM, network_of
 from bam_exp.bench.measure import Counter, Saved
 from bam_exp.bench.step import Step, Variant
+from bam_exp.config import choices as config
 from bam_exp.data import Shapes
-from bam_exp.machine import Machine
-from bam_exp.tasks import Classification, learner
-from bam_exp.tasks.learner import Learner
-from bam_exp.trainer import trainer_for
+from bam_exp.machine.machine import Machine
+from bam_exp.tasks import Classification
+from bam_exp.tasks import classifier as learner
+from bam_exp.tasks.classifier import Learner
+from bam_exp.training.lightning import trainer_for
 
 CHANNELS_LAST = torch.channels_last
 

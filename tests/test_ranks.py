@@ -19,11 +19,14 @@ import torch
 from conftest import TINY, Command
 from filelock import FileLock
 
-from bam_exp import config, isolate, locks, ranks, tables
-from bam_exp.machine import Machine
-from bam_exp.ranks import World
-from bam_exp.run import Run, machine
-from bam_exp.trainer import Keeper
+from bam_exp.commands import tables
+from bam_exp.config import choices as config
+from bam_exp.machine.machine import Machine, ranks
+from bam_exp.machine.ranks import World
+from bam_exp.runs import lock as locks
+from bam_exp.runs.run import Run, machine
+from bam_exp.sweeps import sweep as isolate
+from bam_exp.training.lightning import Keeper
 
 WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", "recipe.epochs=2", "trainer.threads=1",
@@ -310,7 +313,7 @@ def test_more_devices_than_gpus_are_refused(words: list[str], said: str) -> None
 def test_linear_scaling_is_of_the_whole_batch() -> None:
     cfg = config.compose(["recipe=imagenet", "recipe.lr_scaling=linear", "recipe.batch_size=1024"])
     with torch.device("meta"):
-        from bam_exp.run import build
+        from bam_exp.runs.run import build
 
         _, _, task = build(cfg)
     assert task.sgd["lr"] == pytest.approx(0.4)

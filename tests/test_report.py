@@ -23,8 +23,8 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
 
 def fake_result(folder: Path, error: float, *, row: str = "r8", seed: int = 0, recipe: str = "cifar100") -> Path:
     """A finished run of a row of Table 1(a), as `execute` leaves it."""
-    from bam_exp import tables
-    from bam_exp.run import SCHEMA
+    from bam_exp.commands import tables
+    from bam_exp.runs.run import SCHEMA
 
     tables.register()
     [found] = [one for one in tables.load("table1a").rows if one.name == row]
@@ -121,7 +121,7 @@ def cells(path: Path) -> list[list[str]]:
 
 def test_readme_and_docs_say_what_the_store_holds() -> None:
     """README shows the committed tables; docs/results.md each row's errors, mean and gain, with Dunnett's interval."""
-    from bam_exp import tables
+    from bam_exp.commands import tables
 
     for name in ("demo", "cpu"):
         assert all(row in cells(REPOSITORY / "README.md") for row in cells(RESULTS / f"{name}.md"))

@@ -12,11 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bam_exp import config, isolate, locks
-from bam_exp.checkpoint import Checkpoints
-from bam_exp.interruption import Interrupted, Interruption
-from bam_exp.run import Run, execute
-from bam_exp.trainer import Keeper
+from bam_exp.config import choices as config
+from bam_exp.machine.interruption import Interrupted, Interruption
+from bam_exp.runs import lock as locks
+from bam_exp.runs.run import Run, execute
+from bam_exp.sweeps import sweep as isolate
+from bam_exp.training.checkpoints import Checkpoints
+from bam_exp.training.lightning import Keeper
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS

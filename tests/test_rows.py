@@ -16,10 +16,11 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bam_exp import config, tables
 from bam_exp.attention import SE
-from bam_exp.run import Run, build, machine
-from bam_exp.tables import Row
+from bam_exp.commands import tables
+from bam_exp.commands.tables import Row
+from bam_exp.config import choices as config
+from bam_exp.runs.run import Run, build, machine
 
 TABLES = [table for table in map(tables.load, tables.names()) if table.task == "classification"]
 

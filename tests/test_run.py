@@ -8,8 +8,8 @@ import torch
 from conftest import TINY, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bam_exp import config
-from bam_exp.run import Run, build
+from bam_exp.config import choices as config
+from bam_exp.runs.run import Run, build
 
 
 def run_of(*words: str) -> Run:

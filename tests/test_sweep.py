@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Command
 
-from bam_exp import locks
+from bam_exp.runs import lock as locks
 
 SLOW = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=400")
 """A run that lasts longer than any test waits."""

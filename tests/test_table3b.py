@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Command
 
-from bam_exp import tables
+from bam_exp.commands import tables
 
 ROWS = {row.name: row for row in tables.load("table3b").rows}
 QUICK = ("resnet18_bam", "mobilenet_bam", "squeezenet_bam")

@@ -8,8 +8,10 @@ import pytest
 import yaml
 from conftest import Command
 
-from bam_exp import config, params, tables
-from bam_exp.config import ConfigError
+from bam_exp.commands import tables
+from bam_exp.config import choices as config
+from bam_exp.config.choices import ConfigError
+from bam_exp.reports import params
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bam_exp import tables
+from bam_exp.commands import tables
+from bam_exp.commands.tables import Row
 from bam_exp.complexity import complexity
-from bam_exp.params import agrees, params, row_complexity
-from bam_exp.run import build
-from bam_exp.tables import Row
+from bam_exp.reports.params import agrees, params, row_complexity
+from bam_exp.runs.run import build
 
 PRINTED = {
     "1(a)": "table1a",

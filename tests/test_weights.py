@@ -5,8 +5,8 @@ from pathlib import Path
 
 from conftest import TINY, Command
 
-from bam_exp import config
-from bam_exp.run import build
+from bam_exp.config import choices as config
+from bam_exp.runs.run import build
 from bam_exp.weights import save_weights
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bam_exp import config, isolate, tables
-from bam_exp.run import Run, machine
+from bam_exp.commands import tables
+from bam_exp.config import choices as config
+from bam_exp.runs.run import Run, machine
+from bam_exp.sweeps import sweep as isolate
 
 CHOICES = {
     "data": ["shapes", "cifar100"],
@@ -72,8 +74,8 @@ KINDS: dict[str, Callable[[random.Random], list[str]]] = {
     "unknown word": lambda c: [f"{(k := c.choice(list(WORDS)))}={misspelt(c, WORDS[k])}x"],
     "foreign target": lambda c: [
         f"{c.choice(config.GROUPS)}._target_="
-        + c.choice(("os.system", "torch.load", "builtins.eval", "pathlib.Path.touch", "numpy.load", "bam_exp.run.subprocess.run",
-                    "bam_exp.config.compose", "bam_exp.isolate.os.system", "bam_exp.nothing", "bam_exp", "3", "null.null"))
+        + c.choice(("os.system", "torch.load", "builtins.eval", "pathlib.Path.touch", "numpy.load", "bam_exp.runs.run.subprocess.run",
+                    "bam_exp.config.choices.compose", "bam_exp.sweeps.sweep.os.system", "bam_exp.nothing", "bam_exp", "3", "null.null"))
     ],
     "target of another group": lambda c: [c.choice(
         ("attention._target_=bam_exp.backbones.ResNet", "backbone._target_=bam_exp.attention.BAM",
@@ -210,7 +212,8 @@ def test_a_refusal_does_not_wait_for_lightning(words: list[str]) -> None:
     """It and torchvision take most of a start's time, and nothing that is checked needs them."""
     script = """
 import sys
-from bam_exp import __main__, tables
+from bam_exp import __main__
+from bam_exp.commands import tables
 main = tables.main if "plan" in sys.argv else __main__.main
 try:
     main()

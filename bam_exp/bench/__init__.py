@@ -2,7 +2,3 @@
 
 What each figure means and how it is measured: docs/performance.md.
 """
-
-from bam_exp.bench.command import main
-
-__all__ = ["main"]

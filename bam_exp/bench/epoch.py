@@ -25,11 +25,11 @@ from bam_exp.bench.input import peer_loader
 from bam_exp.bench.measure import Bench, Row, say, spread
 from bam_exp.bench.step import Step, ladder
 from bam_exp.data import DeviceLoader, Shapes
-from bam_exp.interruption import Interruption
-from bam_exp.machine import Machine
-from bam_exp.progress import Curves, Progress
+from bam_exp.machine.interruption import Interruption
+from bam_exp.machine.machine import Machine
 from bam_exp.tasks import Classification
-from bam_exp.trainer import Keeper, trainer_for
+from bam_exp.training.lightning import Keeper, trainer_for
+from bam_exp.training.progress import Curves, Progress
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bam_exp import config
 from bam_exp.attention import BAM, attach
 from bam_exp.attention.bam import ExpandedBatchNorm
 from bam_exp.backbones.backbone import Residual
+from bam_exp.config import choices as config
 
 Attention = Literal["none", "bam", "released"]
 

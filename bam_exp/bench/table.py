@@ -6,8 +6,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bam_exp.bench.command import COMMANDS
 from bam_exp.bench.measure import Row
+
+COMMANDS = {
+    "step": "training steps of one network, from the typical peer's to ours: five minutes on a CPU",
+    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: a minute",
+    "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
+    "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
+    "sweep": "several runs on the device at once, what all together get through: two minutes",
+}
+"""A module of bam_exp.bench each, whose `rows` measures."""
 
 CONTEXT = ("device", "threads", "torch", "date", "clock", "rounds", "copy GB/s", "matmul GFLOP/s", "load")
 DETAILS = ("attention", "wall ms", "ceiling images/s", "logits error", "gradient error", "MB an image", "saved MB")

@@ -9,7 +9,7 @@ from torch import nn
 from bam_exp.schema import checked
 
 if TYPE_CHECKING:
-    from bam_exp.tasks.learner import Learner
+    from bam_exp.tasks.classifier import Learner
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -86,6 +86,6 @@ class Classification:
 
     def learner(self) -> "Learner":
         """The Lightning module of this task."""
-        from bam_exp.tasks.learner import Learner  # four seconds, which whatever only checks a config does without
+        from bam_exp.tasks.classifier import Learner  # four seconds, which whatever only checks a config does without
 
         return Learner(self)

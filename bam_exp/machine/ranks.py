@@ -23,7 +23,7 @@ from torch import Tensor, distributed
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from bam_exp.errors import RankFailed
-from bam_exp.interruption import PARENT
+from bam_exp.machine.interruption import PARENT
 
 GRACE = 5.0
 """Seconds that a rank has to end by itself once another has failed, before it is ended."""

@@ -7,16 +7,8 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from bam_exp import config
-
-COMMANDS = {
-    "step": "training steps of one network, from the typical peer's to ours: five minutes on a CPU",
-    "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: a minute",
-    "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
-    "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
-    "sweep": "several runs on the device at once, what all together get through: two minutes",
-}
-"""A module of this package each, whose `rows` measures."""
+from bam_exp.bench.table import COMMANDS
+from bam_exp.config import choices as config
 
 
 def _positive(word: str) -> int:

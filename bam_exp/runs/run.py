@@ -15,13 +15,14 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from bam_exp import __version__, config, ranks
+from bam_exp import __version__
 from bam_exp.attention import attach
-from bam_exp.batch_norm import synchronise
-from bam_exp.config import ConfigError
+from bam_exp.config import choices as config
+from bam_exp.config.choices import ConfigError
 from bam_exp.files import write_atomically
-from bam_exp.interruption import Interruption
-from bam_exp.machine import Machine
+from bam_exp.machine.interruption import Interruption
+from bam_exp.machine.machine import Machine, ranks
+from bam_exp.training.batch_norm import synchronise
 from bam_exp.weights import load_weights
 
 OWNER = "owner.json"
@@ -216,10 +217,10 @@ def execute(run: Run, cfg: DictConfig, interruption: Interruption) -> dict[str, 
     """
     import pytorch_lightning as pl
 
-    from bam_exp.checkpoint import Checkpoints
     from bam_exp.complexity import complexity
-    from bam_exp.progress import Curves, Progress
-    from bam_exp.trainer import Keeper, trainer_for
+    from bam_exp.training.checkpoints import Checkpoints
+    from bam_exp.training.lightning import Keeper, trainer_for
+    from bam_exp.training.progress import Curves, Progress
 
     here, first = machine(cfg), ranks.rank() == 0
     here.prepare()
@@ -308,7 +309,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     Raises:
         ConfigError: if the file is not of this network.
     """
-    from bam_exp.trainer import trainer_for
+    from bam_exp.training.lightning import trainer_for
 
     here = machine(cfg)
     here.check_device()

@@ -15,11 +15,10 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
-from bam_exp import ranks
-from bam_exp.checkpoint import Checkpoints
-from bam_exp.interruption import Interrupted, Interruption
-from bam_exp.machine import Machine
-from bam_exp.progress import BetweenSteps
+from bam_exp.machine.interruption import Interrupted, Interruption
+from bam_exp.machine.machine import Machine, ranks
+from bam_exp.training.checkpoints import Checkpoints
+from bam_exp.training.progress import BetweenSteps
 
 
 def trainer_for(

@@ -39,7 +39,7 @@ REFUSED = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
 
 def config_dir() -> Path:
     """Folder of the configs: `conf` at the top of a checkout, `bam_exp/conf` in an installed wheel."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
@@ -104,7 +104,7 @@ def target(group: str, name: object) -> Callable[..., Any] | None:
         found = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{group}._target_={name}: there is no such thing in bam_exp") from error
-    # The object itself decides, not the name it was found by: bam_exp.run.os.system starts with "bam_exp." too.
+    # The object itself decides, not the name it was found by: bam_exp.runs.run.os.system starts with "bam_exp." too.
     home = getattr(found, "__module__", "")
     if not (home == "bam_exp" or home.startswith("bam_exp.")) or not callable(found):
         raise ConfigError(f"{group}._target_={name}: only what bam_exp itself defines can be a target")

@@ -13,16 +13,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
 
-from bam_exp import tables
+from bam_exp.commands import tables
+from bam_exp.commands.tables import Row
 from bam_exp.complexity import Complexity
-from bam_exp.config import ConfigError
+from bam_exp.config.choices import ConfigError
 from bam_exp.files import read_json
-from bam_exp.locks import alive, read_owner
-from bam_exp.machine import Machine
-from bam_exp.params import row_cost
-from bam_exp.report import collect
-from bam_exp.run import NAMED, PROGRESS, Run, duration, result_of
-from bam_exp.tables import Row
+from bam_exp.machine.machine import Machine
+from bam_exp.reports.params import row_cost
+from bam_exp.reports.report import collect
+from bam_exp.runs.lock import alive, read_owner
+from bam_exp.runs.run import NAMED, PROGRESS, Run, duration, result_of
 
 
 @dataclass(frozen=True)

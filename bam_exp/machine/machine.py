@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveI
 from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 
-from bam_exp import ranks
+from bam_exp.machine import ranks
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))

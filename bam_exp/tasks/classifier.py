@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from bam_exp import ranks
 from bam_exp.data import Batches
 from bam_exp.errors import Diverged
+from bam_exp.machine import ranks
 from bam_exp.tasks.classification import Classification
 
 

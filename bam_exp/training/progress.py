@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from bam_exp import ranks
 from bam_exp.data import Batches
 from bam_exp.files import write_atomically
-from bam_exp.run import PROGRESS, duration
+from bam_exp.machine import ranks
+from bam_exp.runs.run import PROGRESS, duration
 
 
 class Curves(TensorBoardLogger):

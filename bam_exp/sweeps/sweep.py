@@ -22,15 +22,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from bam_exp import config, ranks
-from bam_exp.config import ConfigError
+from bam_exp.config import choices as config
+from bam_exp.config.choices import ConfigError
 from bam_exp.data import DataError
 from bam_exp.files import read_json, write_atomically
-from bam_exp.interruption import PARENT, Interrupted, Interruption
-from bam_exp.locks import Busy, claimed, leased
-from bam_exp.machine import Machine
-from bam_exp.ranks import RankFailed, World
-from bam_exp.run import Run, check_shares, evaluate, execute, machine, result_of
+from bam_exp.machine.interruption import PARENT, Interrupted, Interruption
+from bam_exp.machine.machine import Machine, ranks
+from bam_exp.machine.ranks import RankFailed, World
+from bam_exp.runs.lock import Busy, claimed, leased
+from bam_exp.runs.run import Run, check_shares, evaluate, execute, machine, result_of
 
 SWEEP = "BAM_EXP_SWEEP"
 """Environment variable with the process id of the sweep, by which a launcher's worker knows its parent."""
@@ -115,7 +115,7 @@ def train_here(run: Run, cfg: DictConfig, words: Sequence[str] = ()) -> None:
     except (Busy, ConfigError):
         raise
     except Exception as error:
-        from bam_exp.checkpoint import CheckpointError
+        from bam_exp.training.checkpoints import CheckpointError
 
         if not isinstance(error, CheckpointError | DataError | RankFailed):  # these say all in their line
             traceback.print_exc()
@@ -313,7 +313,7 @@ class Sweep(Callback):
     def _report(self, config: DictConfig) -> None:
         """The table as it now stands, where the sweep was one over a table."""
         if (table := config.hydra.runtime.choices.get("experiment")) is not None:
-            from bam_exp import report
+            from bam_exp.reports import report
 
             print()
             report.main([table], config.output_dir)

@@ -15,12 +15,12 @@ from random import uniform
 
 from filelock import FileLock, Timeout
 
-from bam_exp.config import ConfigError
+from bam_exp.config.choices import ConfigError
 from bam_exp.errors import Busy
 from bam_exp.files import clear_parts, read_json, write_atomically
-from bam_exp.machine import Machine
-from bam_exp.ranks import World, visible_gpus
-from bam_exp.run import OWNER, Run
+from bam_exp.machine.machine import Machine
+from bam_exp.machine.ranks import World, visible_gpus
+from bam_exp.runs.run import OWNER, Run
 
 LOCK = ".lock"
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from hydra.core.config_store import ConfigStore
 
-from bam_exp import config
-from bam_exp.config import ConfigError
+from bam_exp.config import choices as config
+from bam_exp.config.choices import ConfigError
 
 if TYPE_CHECKING:
-    from bam_exp.run import Run
+    from bam_exp.runs.run import Run
 
 _KEYS = {"title", "task", "metric", "columns", "seeds", "base", "counting", "rows", "notes"}
 _ROW_KEYS = {"paper", "set", "label", "counting"}
@@ -51,7 +51,7 @@ class Row:
 
     def run(self, seed: int, extra: Sequence[str] = ()) -> "Run":
         """The run of this row with one seed."""
-        from bam_exp.run import Run
+        from bam_exp.runs.run import Run
 
         cfg = self.config([*extra, f"seed={seed}"])
         return Run.of(cfg, cfg.hydra.runtime.choices)
@@ -182,14 +182,14 @@ def _run_command(arguments: argparse.Namespace, chosen: Sequence[str], overrides
     if arguments.command in ("params", "report") and overrides:
         raise ConfigError(f"{overrides[0]}: {arguments.command} takes the names of tables only")
     if arguments.command == "params":
-        from bam_exp.params import params
+        from bam_exp.reports.params import params
 
         return params(chosen, arguments.format)
     if arguments.command == "report":
-        from bam_exp import report
+        from bam_exp.reports import report
 
         return report.main(chosen, arguments.output_dir)
-    from bam_exp import plan
+    from bam_exp.reports import plan
 
     if arguments.command == "plan":
         budget = plan.seconds_of(arguments.budget) if arguments.budget else None

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from bam_exp.commands.tables import Row, Table, load
 from bam_exp.complexity import Complexity, complexity
-from bam_exp.config import ConfigError, composing
-from bam_exp.run import build
-from bam_exp.tables import Row, Table, load
+from bam_exp.config.choices import ConfigError, composing
+from bam_exp.runs.run import build
 
 Counts = dict[str, Complexity]
 """What has been counted already: tables share networks."""

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock
 
-from bam_exp import tables
-from bam_exp.config import ConfigError
+from bam_exp.commands import tables
+from bam_exp.commands.tables import FIGURES, Row, Table
+from bam_exp.config.choices import ConfigError
 from bam_exp.files import clear_parts, write_atomically
-from bam_exp.run import NAMED, Run
-from bam_exp.tables import FIGURES, Row, Table
+from bam_exp.runs.run import NAMED, Run
 
 _METRICS = ("top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images")
 _HARDWARE = ("device", "cpu", "threads", "precision")

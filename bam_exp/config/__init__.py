@@ -1,0 +1,1 @@
+"""Compose and validate configs; the signatures of callables are the schema."""

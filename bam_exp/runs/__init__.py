@@ -1,0 +1,1 @@
+"""Runs: their names, folders, locks and results."""

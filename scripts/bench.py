@@ -1,5 +1,0 @@
-"""`bam-bench` from a checkout: python scripts/bench.py module"""
-
-from bam_exp.bench import main
-
-main()
