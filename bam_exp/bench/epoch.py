@@ -28,8 +28,10 @@ from bam_exp.data import DeviceLoader, Shapes
 from bam_exp.machine.interruption import Interruption
 from bam_exp.machine.machine import Machine
 from bam_exp.tasks import Classification
-from bam_exp.training.lightning import Keeper, trainer_for
-from bam_exp.training.progress import Curves, Progress
+from bam_exp.training.curves import Curves
+from bam_exp.training.lightning import make_trainer
+from bam_exp.training.progress import Progress
+from bam_exp.training.saving import CheckpointSaver
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
@@ -65,7 +67,7 @@ class _Plain(pl.LightningModule):
         self.accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=task.data.num_classes)
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.network.parameters(), **self.sgd)  # type: ignore[arg-type]
+        return torch.optim.SGD(self.network.parameters(), **self.sgd)
 
     def training_step(self, given: tuple[Tensor, Tensor], _index: int) -> Tensor:
         return F.cross_entropy(self.network(given[0]), given[1])
@@ -110,7 +112,7 @@ def _loops(bench: Bench) -> list[Row]:
 
     def raw(_folder: Path) -> None:
         made = task()
-        optimizer = torch.optim.SGD(made.network.parameters(), **made.sgd)  # type: ignore[arg-type]
+        optimizer = torch.optim.SGD(made.network.parameters(), **made.sgd)
         for index, (pixels, target) in enumerate(loader):
             clock.on_train_batch_start(None, None, None, index)
             optimizer.zero_grad()
@@ -131,8 +133,8 @@ def _loops(bench: Bench) -> list[Row]:
         trainer.fit(kind(task()), loader)
 
     def ours(folder: Path) -> None:
-        callbacks = [clock, Progress("bench"), Keeper(here, _Deaf())]
-        trainer_for(here, folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(
+        callbacks = [clock, Progress("bench"), CheckpointSaver(here, _Deaf())]
+        make_trainer(here, folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(
             task().learner(), loader
         )
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from bam_exp.attention import BAM, attach
 from bam_exp.attention.bam import ExpandedBatchNorm
 from bam_exp.backbones.backbone import Residual
-from bam_exp.config import choices as config
+from bam_exp.config import Chosen, compose
 
 Attention = Literal["none", "bam", "released"]
 
@@ -42,10 +42,9 @@ def network_of(backbone: str, attention: Attention, *, literal: bool = False) ->
     Residual branches start at a fifth of their gain: at a random start rounding alone decides enough ReLUs otherwise than
     float64 does that the gradients' errors say nothing.
     """
-    kind, knobs = config.arguments(config.compose([f"backbone={backbone}"]), "backbone")
-    assert kind is not None
+    choice = Chosen.of(compose([f"backbone={backbone}"])).backbone
     torch.manual_seed(0)
-    network: nn.Module = kind(100, **knobs)
+    network: nn.Module = choice.make(100)
     for block in network.modules():
         if isinstance(block, Residual):
             layers = [layer for layer in block.branch if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]

@@ -15,7 +15,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bam_exp.machine.machine import Machine, keep_memory
+from bam_exp.machine import Machine
+from bam_exp.machine.memory import keep_memory
 
 Row = dict[str, Any]
 

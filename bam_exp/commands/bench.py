@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
-from bam_exp.config import choices as config
+from bam_exp.config import choice_names, one_line
 
 
 def _positive(word: str) -> int:
@@ -44,7 +44,7 @@ a call replaces what that sub-command wrote there before. One that computes some
         option = partial(one.add_argument, type=_positive, metavar="N")
         if name in ("step", "epoch", "sweep"):
             default = "resnet50" if name == "step" else None
-            backbones = config.choices("backbone")
+            backbones = choice_names("backbone")
             listed = "a network for CIFAR: a file of conf/backbone"
             one.add_argument("--backbone", choices=backbones, default=default, metavar="NAME", help=listed)
         option("--batch", help="images a step (128, and on a CPU 16 in step and module)")
@@ -82,7 +82,7 @@ def main() -> None:
             bench.measure_ceilings()
         files = table.write(Path(options.output_dir) / "results" / "bench", options.command, rows, bench.context())
     except (ValueError, OSError) as error:
-        print(f"bam-bench: {config.one_line(error)}", file=sys.stderr)
+        print(f"bam-bench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error
     table.show(rows, bench.context())
     say(f"\n{time.perf_counter() - started:.0f} s; {', '.join(str(file) for file in files)}")

@@ -1,1 +1,27 @@
-"""Compose and validate configs; the signatures of callables are the schema."""
+"""Configs: the choices that exist, composing them by Hydra, and checking what was chosen.
+
+The signatures of the callables that configs name are the schema.
+"""
+
+from bam_exp.config.choices import GROUPS, NAMED, choice_file, choice_names, config_dir, nearest
+from bam_exp.config.chosen import Choice, Chosen
+from bam_exp.config.compose import check_overrides, compose, composing, parse_overrides, swept_values
+from bam_exp.config.messages import REFUSED, one_line
+
+__all__ = [
+    "GROUPS",
+    "NAMED",
+    "REFUSED",
+    "Choice",
+    "Chosen",
+    "check_overrides",
+    "choice_file",
+    "choice_names",
+    "compose",
+    "composing",
+    "config_dir",
+    "nearest",
+    "one_line",
+    "parse_overrides",
+    "swept_values",
+]

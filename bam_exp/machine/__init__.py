@@ -1,5 +1,8 @@
-"""The machine that a run computes on: device, processes, threads, memory, interruption."""
+"""The machine that a run computes on: device, processes, threads, memory, interruption.
 
-from bam_exp.machine.machine import Machine, keep_memory
+Configs name `bam_exp.machine.Machine`, so this name never changes.
+"""
 
-__all__ = ["Machine", "keep_memory"]
+from bam_exp.machine.machine import Machine
+
+__all__ = ["Machine"]

@@ -1,15 +1,15 @@
-"""How a run is told to stop: signals, or the death of the sweep that started it."""
+"""Stopping a run: by a signal, or because the sweep that started it has ended."""
 
 import os
 import signal
 import threading
 
 PARENT = "BAM_EXP_PARENT"
-"""Environment variable with the process id of the sweep that started a run."""
+"""The environment variable that holds the process id of the sweep that started a run."""
 
 
 class Interrupted(BaseException):
-    """The run was told to stop and has saved where it stands."""
+    """The run was told to stop and has saved a checkpoint."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -17,14 +17,14 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """SIGTERM, SIGINT, SLURM's USR2, or the death of the sweep that started this run, as a flag looked at between batches."""
+    """Turns SIGTERM, SIGINT, SIGUSR2 and the exit of the parent sweep into a flag that training checks between batches."""
 
     def __init__(self) -> None:
         self.number: int | None = None
         self.parent = os.environ.get(PARENT)
 
     def listen(self) -> None:
-        """Let the signals set the flag; a second Ctrl-C acts at once."""
+        """Install the signal handlers. A second SIGINT raises `Interrupted` at once."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
                 signal.signal(number, self._note)
@@ -35,7 +35,7 @@ class Interruption:
         self.number = number
 
     @property
-    def came(self) -> bool:
+    def requested(self) -> bool:
         """Whether the run was told to stop."""
         if self.number is None and self.parent is not None and str(os.getppid()) != self.parent:
             self.number = signal.SIGTERM

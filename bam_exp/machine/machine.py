@@ -1,10 +1,8 @@
-"""The machine a run computes on: device, threads, precision, kernels, and how often it saves (the config group `trainer`)."""
+"""The config group `trainer`: device, threads, precision and kernels of a run, and how often it saves."""
 
-import ctypes
 import logging
 import os
 import platform
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,14 +10,16 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
-from torch import Tensor, nn
 
 from bam_exp.machine import ranks
+from bam_exp.machine.compiling import Mode
+from bam_exp.machine.memory import keep_memory
+from bam_exp.machine.world import World, available_cores, visible_gpus
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class Machine:
-    """Where and how a run computes. Nothing here changes what is computed beyond rounding; none of it is in a run's name."""
+    """Where and how a run computes. Nothing here changes a number beyond rounding, and none of it is in a run's name."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -35,7 +35,7 @@ class Machine:
     time_limit_minutes: PositiveFloat | None = None
 
     def check_device(self) -> None:
-        """Refuse a GPU where there is none.
+        """Check that the devices exist.
 
         Raises:
             ValueError: naming the setting.
@@ -44,8 +44,8 @@ class Machine:
             raise ValueError(
                 "trainer.device=cuda: this machine has no GPU that PyTorch can use; trainer.device=cpu or auto"
             )
-        there = len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else None
-        world = ranks.World.outside()
+        there = len(self.gpus or visible_gpus()) if self.uses_gpu else None
+        world = World.from_environment()
         if world.size > 1:
             if self.devices not in ("auto", world.size):
                 raise ValueError(
@@ -63,17 +63,17 @@ class Machine:
 
     @property
     def processes(self) -> int:
-        """How many processes compute a run, each on a device of its own."""
-        world = ranks.World.outside()
+        """The number of processes that compute a run, one for each device."""
+        world = World.from_environment()
         if ranks.size() > 1 or world.size > 1:
             return max(ranks.size(), world.size)
         if self.devices != "auto":
             return self.devices
-        return len(self.gpus or ranks.visible_gpus()) if self.uses_gpu else 1
+        return len(self.gpus or visible_gpus()) if self.uses_gpu else 1
 
     @property
     def uses_gpu(self) -> bool:
-        """Whether runs go to a GPU."""
+        """Whether runs use a GPU."""
         return self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())
 
     @property
@@ -84,53 +84,23 @@ class Machine:
         return "bfloat16" if self.uses_gpu else "float32"
 
     @property
-    def compile_used(self) -> str:
+    def compile_used(self) -> Mode:
         """ "on", "reduce-overhead" (with CUDA graphs) or "off"."""
         if self.compile == "auto":
             return "on" if self.uses_gpu else "off"
         return self.compile
 
-    def compile_network(self, network: nn.Module) -> None:
-        """Compile `network` in place, as `compile` says; where that fails, it says why and goes on in eager mode."""
-        if self.compile_used == "off":
-            return
-        from torch._dynamo.exc import TorchDynamoException  # takes two seconds
-
-        # A batch and an epoch's last, smaller one, in training and in evaluation: four static shapes.
-        mode = "reduce-overhead" if self.compile_used == "reduce-overhead" else None
-        compiled = torch.compile(network.forward, dynamic=False, mode=mode)
-
-        def forward(*inputs: Tensor) -> Any:
-            try:
-                return compiled(*inputs)
-            except TorchDynamoException as error:
-                del network.forward
-                inner = getattr(error, "inner_exception", error)
-                reason = f"{type(inner).__name__}: {str(inner).strip().partition(chr(10))[0]}"
-                print(f"not compiled, going on in eager mode: {reason}", file=sys.stderr)
-                return network.forward(*inputs)
-
-        network.forward = forward
-
-    def graphs_skipped(self) -> int:
-        """How often `compile=reduce-overhead` had to do without a CUDA graph in this process."""
-        if self.compile_used != "reduce-overhead":
-            return 0
-        from torch._dynamo.utils import counters
-
-        return counters["inductor"]["cudagraph_skips"]
-
     @property
     def sgd_form(self) -> dict[str, bool]:
-        """Keyword of torch.optim.SGD: which of its forms computes a step."""
+        """The keyword of torch.optim.SGD that selects its implementation."""
         return {"foreach": self.sgd == "foreach"} if self.sgd != "fused" else {"fused": True}
 
     def prepare(self) -> None:
-        """Set threads and kernels of this process, and keep Lightning from talking over the run."""
+        """Set threads and kernels of this process, and silence Lightning's logging."""
         for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-        torch.set_num_threads(self.threads or ranks.cores())
+        torch.set_num_threads(self.threads or available_cores(ranks.current().world.local_size))
         if ranks.size() > 1:
             os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # or Lightning would choose
         if not self.uses_gpu:
@@ -142,7 +112,7 @@ class Machine:
             torch.use_deterministic_algorithms(True)
 
     def description(self) -> dict[str, Any]:
-        """What a result keeps of the hardware: device, processor, threads, precision."""
+        """Device, processor, threads and precision, for `result.json`."""
         device = torch.cuda.get_device_name() if self.uses_gpu else "CPU"
         return {
             "device": device if ranks.size() == 1 else f"{ranks.size()} x {device}",
@@ -150,26 +120,6 @@ class Machine:
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,
         }
-
-
-def keep_memory() -> None:
-    """Have this process keep the memory that it frees, for its next step; nothing where there is no glibc.
-
-    By default glibc hands every large tensor back to the kernel, which clears each page again when the next one is made:
-    about a twentieth of a step of ResNet-50 on a CPU. Who has set one of `_MALLOC` decides otherwise.
-    """
-    if any(name in os.environ for name in _MALLOC):
-        return
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
-        return
-    trim_threshold, mmap_max = -1, -4  # their numbers in malloc.h
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(mmap_max, 0)
-
-
-_MALLOC = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")
 
 
 def _cpu_name() -> str:

@@ -1,107 +1,42 @@
-"""The processes that compute one run together: found in the environment (torchrun, srun) or started here, and what they agree on.
+"""The process group of one run, and the collectives it uses.
 
-Each is a rank and has one device. Rank 0 alone has the run's lock and writes its folder. A run of one process is rank 0 of 1,
-and everything here then does nothing.
+Each rank has one device. Rank 0 alone holds the run's lock and writes its folder. A run of one process is rank 0 of 1, for
+which every collective returns its argument.
 """
 
 import json
 import os
-import re
 import signal
 import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # public, but not in __all__
 
 from bam_exp.errors import RankFailed
-from bam_exp.machine.interruption import PARENT
-
-GRACE = 5.0
-"""Seconds that a rank has to end by itself once another has failed, before it is ended."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Which process this is, and of how many."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    """On this machine."""
-    starter: str = "bam-train"
-    """`torchrun`, `srun`, or bam-train itself."""
-
-    @classmethod
-    def outside(cls) -> Self:
-        """What the environment says: torchrun's variables, or those of a step of srun with several tasks."""
-        variables = os.environ
-        if int(variables.get("WORLD_SIZE", 1)) > 1 and "RANK" in variables:
-            ours, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
-            local, local_size = int(variables.get("LOCAL_RANK", ours)), int(variables.get("LOCAL_WORLD_SIZE", size))
-            return cls(ours, size, local, local_size, "torchrun")
-        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            here = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
-            local_size = int(here.group()) if here else 1
-            ours, size = int(variables["SLURM_PROCID"]), int(variables["SLURM_STEP_NUM_TASKS"])
-            return cls(ours, size, int(variables["SLURM_LOCALID"]), local_size, "srun")
-        return cls()
-
-    def address(self) -> tuple[str, int]:
-        """Where rank 0 is to be reached: MASTER_ADDR and MASTER_PORT, else the first machine of the step and a port of its own."""
-        from lightning_fabric.plugins.environments.slurm import SLURMEnvironment  # takes four seconds
-
-        variables = os.environ
-        first = SLURMEnvironment.resolve_root_node_address(variables.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-        step = 16 * int(variables.get("SLURM_JOB_ID", 0)) + int(variables.get("SLURM_STEP_ID", 0))
-        return variables.get("MASTER_ADDR", first), int(variables.get("MASTER_PORT", 16_000 + step % 16_000))
-
-    def gpu(self) -> str:
-        """The GPU of this process, as CUDA_VISIBLE_DEVICES names it, where torchrun or srun has started it."""
-        visible = visible_gpus()
-        return visible[0 if len(visible) == 1 else self.local_rank]
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    chosen = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    return chosen or [str(index) for index in range(torch.cuda.device_count())]
-
-
-def cores() -> int:
-    """The CPU cores for this process; of those that it may use, its share."""
-    found, world = len(os.sched_getaffinity(0)), World.outside()
-    if "SLURM_CPUS_PER_TASK" not in os.environ:  # else they are this task's own
-        found //= max(world.local_size, _group.world.local_size)
-    return max(1, found)
+from bam_exp.machine.world import World
 
 
 @dataclass
 class Group:
-    """This process among those of its run, as long as the run lasts."""
+    """The ranks of a run, as seen from this process."""
 
     world: World = field(default_factory=World)
     store: Any = None
-    """What the ranks share before they can compute together: torch.distributed's key-value store."""
+    """The key-value store of torch.distributed, which the ranks use before the process group exists."""
     children: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
-    """Rank 1 and on, where rank 0 started them."""
+    """The other ranks, if rank 0 has started them."""
 
     said: int = 0
 
-    def from_first(self, value: Any) -> Any:
-        """What rank 0 gives here, on every rank, however long it takes (rank 0 may wait for a GPU); plain values only.
+    def broadcast(self, value: Any) -> Any:
+        """Broadcast a JSON-serialisable value from rank 0. It waits without a timeout, because rank 0 may be waiting for a GPU.
 
         Raises:
-            RankFailed: if rank 0 fails in place of it.
+            RankFailed: if another rank fails in the meantime.
         """
         if self.world.size == 1:
             return value
@@ -115,8 +50,8 @@ class Group:
             time.sleep(0.1)
         return json.loads(self.store.get(key))
 
-    def form(self, *, gpu: str | None) -> None:
-        """From here on the ranks compute together; `gpu` is this one's, as CUDA_VISIBLE_DEVICES names it."""
+    def init_process_group(self, *, gpu: str | None) -> None:
+        """Initialise torch.distributed's process group; `gpu` is this rank's, as CUDA_VISIBLE_DEVICES names it."""
         if self.world.size == 1:
             return
         if gpu is not None:
@@ -129,8 +64,8 @@ class Group:
         )
 
     def fail(self, error: BaseException) -> str:
-        """Tell the others that this rank has failed; the reason of the one that failed first."""
-        reason = line(error)
+        """Tell the other ranks that this one has failed, and return the reason of the rank that failed first."""
+        reason = error_line(error)
         if type(error) is RuntimeError or isinstance(error, distributed.DistError):
             # Most likely the others' end of a connection: give whoever broke it the time to say why.
             end = time.monotonic() + 3
@@ -144,7 +79,7 @@ class Group:
             return reason
 
     def failure(self) -> str | None:
-        """Why another rank has failed, if one has."""
+        """The reason why another rank has failed, or None."""
         for rank, child in enumerate(self.children, start=1):
             if (code := child.poll()) is not None and code < 0:
                 return f"rank {rank} of {self.world.size} was killed by {signal.Signals(-code).name}" + (
@@ -164,25 +99,37 @@ class Group:
 _group = Group()
 
 
+def current() -> Group:
+    """The process group of the run that this process computes."""
+    return _group
+
+
+def enter(group: Group) -> Group:
+    """Make this the process group that the collectives use."""
+    global _group  # noqa: PLW0603
+    _group = group
+    return group
+
+
 def rank() -> int:
-    """Of this process in its run."""
+    """The rank of this process."""
     return _group.world.rank
 
 
 def size() -> int:
-    """Processes of this run."""
+    """The number of ranks."""
     return _group.world.size
 
 
-def sum_over(values: Tensor) -> Tensor:
-    """The sum over the ranks, in place."""
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum over all ranks, in place; returns the tensor."""
     if size() > 1:
         distributed.all_reduce(values)
     return values
 
 
-def largest(*values: int) -> list[int]:
-    """The largest that any rank gives, of each value: what all of them act upon."""
+def all_reduce_max(*values: int) -> list[int]:
+    """Element-wise maximum over all ranks."""
     if size() == 1:
         return list(values)
     found = torch.tensor(values)
@@ -190,104 +137,11 @@ def largest(*values: int) -> list[int]:
     return [int(value) for value in found]
 
 
-def from_first(value: Any) -> Any:
-    """What rank 0 gives, on every rank."""
-    return _group.from_first(value)
+def broadcast(value: Any) -> Any:
+    """Broadcast a JSON-serialisable value from rank 0."""
+    return _group.broadcast(value)
 
 
-@contextmanager
-def joined(count: int, words: Sequence[str], lost: Callable[[str], None]) -> Iterator[Group]:
-    """Be one of the `count` ranks of a run: of those that torchrun or srun started, else the first, which starts the others.
-
-    words: of the command line, for the ranks started here. `lost` is told why, before this process is ended because
-    another rank failed while it waits for it.
-
-    Raises:
-        RankFailed: in place of an error that is only the consequence of another rank's.
-    """
-    global _group  # noqa: PLW0603
-    if count == 1:
-        yield _group
-        return
-    world = World.outside()
-    if world.size > 1:
-        address, port = world.address()
-        # torchrun's agent may have a store already.
-        master = world.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = _store(address, port, master=master)
-        children = []
-    else:
-        world = World(size=count, local_size=count)
-        server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        store, address, port = _prefixed(server), "127.0.0.1", server.port
-        children = [_started(rank, world, port, words) for rank in range(1, count)]
-    group = _group = Group(world, store, children)
-    # The watch has a connection of its own: on the run's, something may be waiting.
-    over, seen = threading.Event(), Group(world, _store(address, port), children)
-    threading.Thread(target=_watch, args=(seen, over, lost), daemon=True).start()
-    try:
-        yield group
-        over.set()
-        if distributed.is_initialized():
-            distributed.barrier()
-    except Exception as error:
-        reason = group.fail(error)
-        over.set()
-        for child in children:
-            child.kill()
-        if reason != line(error):
-            raise RankFailed(reason) from error
-        raise
-    finally:
-        over.set()
-        _end(children)
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-        _group = Group()
-
-
-def line(error: BaseException) -> str:
-    """An error in a line; of `RankFailed`, the other rank's."""
+def error_line(error: BaseException) -> str:
+    """An error in one line: its type and message, or the message of `RankFailed` alone."""
     return str(error) if isinstance(error, RankFailed) else f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _prefixed(store: Any) -> Any:
-    return PrefixStore(f"bam_exp {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _store(address: str, port: int, *, master: bool = False) -> Any:
-    long = timedelta(minutes=30)  # until the other machines of a cluster are there
-    return _prefixed(TCPStore(address, port, is_master=master, wait_for_workers=False, timeout=long))
-
-
-def _started(rank: int, world: World, port: int, words: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Rank `rank`, started as torchrun would."""
-    variables = {
-        "RANK": rank, "WORLD_SIZE": world.size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world.size,
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True, PARENT: os.getpid(),
-        "TORCH_CPP_LOG_LEVEL": os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR"),  # no stack traces where rank 0 is killed
-    }  # fmt: skip
-    command = [sys.executable, "-m", "bam_exp", *words, "hydra.mode=RUN"]
-    return subprocess.Popen(command, env={**os.environ, **{key: str(value) for key, value in variables.items()}})
-
-
-def _watch(group: Group, over: threading.Event, lost: Callable[[str], None]) -> None:
-    """End this process if another rank has failed and this one, which may wait for it for ever, does not end by itself."""
-    while not over.wait(0.5):
-        if (reason := group.failure()) is not None and not over.wait(GRACE):
-            if group.world.rank == 0:
-                lost(reason)
-            for child in group.children:
-                child.kill()
-            os._exit(1)
-
-
-def _end(children: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """Wait for the ranks that were started here, and no longer than GRACE."""
-    end = time.monotonic() + GRACE
-    for child in children:
-        try:
-            child.wait(timeout=max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()

@@ -1,29 +1,22 @@
 """Tables from finished runs: results/runs.csv is the store, a report is a table with our numbers beside the paper's."""
 
 import io
-import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import pandas as pd
 from filelock import FileLock
 
-from bam_exp.commands import tables
-from bam_exp.commands.tables import FIGURES, Row, Table
-from bam_exp.config.choices import ConfigError
+from bam_exp.config import NAMED
+from bam_exp.figures import FIGURES
 from bam_exp.files import clear_parts, write_atomically
-from bam_exp.runs.run import NAMED, Run
+from bam_exp.runs import Run, run_of
+from bam_exp.runs.store import collect, name_of
+from bam_exp.tables import NOT_TRAINED, Row, Table, load_table
 
-_METRICS = ("top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images")
-_HARDWARE = ("device", "cpu", "threads", "precision")
 _VARIED = ("data", "recipe")
-COLUMNS = (
-    *NAMED, "seed", *_METRICS, "params", "macs", *_HARDWARE, "seconds_per_epoch", "peak_memory_mib",
-    "torch", "commit", "dirty", "fingerprint", "start", "end", "command", "error",
-)  # fmt: skip
-"""Of results/runs.csv: one line a run; a failed one has its reason in `error` and no figures."""
 
 
 def main(table_names: Sequence[str], output_dir: str) -> int:
@@ -34,8 +27,8 @@ def main(table_names: Sequence[str], output_dir: str) -> int:
         clear_parts(results)
         runs = collect(Path(output_dir))
         for name in table_names:
-            table = tables.load(name)
-            if table.task != "classification":
+            table = load_table(name)
+            if table.task in NOT_TRAINED:
                 print(f"{name}: a table of detectors, which this version declares but does not train")
                 continue
             for variant in [{}, *_variants(table, runs)]:
@@ -53,75 +46,9 @@ def main(table_names: Sequence[str], output_dir: str) -> int:
     return 0
 
 
-def collect(output_dir: Path, *, write: bool = True) -> list[dict[str, str]]:
-    """The lines of results/runs.csv, after adding what the runs folder has; who writes holds the lock of results.
-
-    Raises:
-        ConfigError: if runs.csv is not such a file.
-    """
-    path = output_dir / "results" / "runs.csv"
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    if path.is_file():
-        try:
-            stored = pd.read_csv(path, dtype=str, keep_default_na=False)
-            missing = set(COLUMNS) - set(stored.columns)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a table of runs ({error})") from error
-        if missing:
-            raise ConfigError(f"{path}: not a table of runs (no column {min(missing)})")
-        for record in stored.to_dict("records"):
-            lines[_key(record)] = {str(key): str(value) for key, value in record.items()}
-    for folder in sorted(
-        {
-            file.parent
-            for kind in ("result", "error")
-            for file in (output_dir / "runs").glob(f"*/*/*/*/seed*/{kind}.json")
-        }
-    ):
-        line = _line(folder)
-        if line is not None and not (line["error"] and _key(line) in lines):  # a failure never replaces figures
-            lines[_key(line)] = line
-    ordered = [lines[key] for key in sorted(lines)]
-    if ordered and write:
-        text = pd.DataFrame(ordered, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
-        if not path.is_file() or path.read_text() != text:
-            write_atomically(path, text)
-    return ordered
-
-
-def _key(line: Mapping[Any, Any]) -> tuple[str, ...]:
-    return (*(str(line[group]) for group in NAMED), f"{int(line['seed']):010}", str(line["fingerprint"]))
-
-
-def _line(folder: Path) -> dict[str, str] | None:
-    """A run's folder as a line of runs.csv; None for one that is neither finished nor failed."""
-    try:
-        begun = json.loads((folder / "run.json").read_text())
-        if (folder / "result.json").is_file():
-            result = json.loads((folder / "result.json").read_text())
-        else:
-            result = {"error": json.loads((folder / "error.json").read_text())["reason"], **begun}
-    except (OSError, ValueError, KeyError):
-        return None
-    names = dict(zip((*NAMED, "seed"), folder.parts[-5:], strict=True))
-    flat: dict[str, Any] = {
-        **result,
-        **result.get("metrics", {}),
-        **result.get("hardware", {}),
-        "torch": result.get("versions", {}).get("torch"),
-        **names,
-        "seed": names["seed"].removeprefix("seed"),
-    }
-    return {column: _text(flat.get(column)) for column in COLUMNS}
-
-
-def _text(value: object) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)
-
-
 def _variants(table: Table, runs: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
     """With what other data or recipe than the table's own something that stands in it has been run: group to name."""
-    rows = [row.run(0) for row in table.rows]
+    rows = [run_of(row, 0) for row in table.rows]
     cells = {(run.names["backbone"], run.names["attention"]) for run in rows}
     own = rows[0].names
     found = []
@@ -154,7 +81,7 @@ class _Report:
         for line in runs:
             if any(line[group] != run.names[group] for group in NAMED):
                 continue
-            name = "/".join([*(line[group] for group in NAMED), f"seed{line['seed']}"])
+            name = name_of(line)
             if line["fingerprint"] != run.with_seed(int(line["seed"])).fingerprint:
                 self.remarks.append(f"Stale, not in the table: {name} was run with other settings than this version's.")
             elif line["error"]:
@@ -180,7 +107,7 @@ class _Report:
                 "Params, paper": row.paper.get("params", "—"),
                 "ours": f"{int(params) / 1e6:.3f}M" if params else "—",
             }
-        head = FIGURES[self.table.metric]
+        head = FIGURES[self.table.metric].heading
         cells |= {
             f"{head}, paper": printed or "—",
             "ours ": (f"{ours} ± {spread}" if spread else ours) or "—",
@@ -206,7 +133,7 @@ class _Report:
             columns.remove("difference")
         if not any(row.paper for row in self.table.rows):
             columns = [column for column in columns if "paper" not in column and column != "difference"]
-            heads = {"ours": FIGURES["params"], "ours ": FIGURES[self.table.metric]}
+            heads = {"ours": FIGURES["params"].heading, "ours ": FIGURES[self.table.metric].heading}
         else:
             heads = {}
         heads = {column: heads.get(column, column.strip()) for column in columns}
@@ -242,7 +169,7 @@ class _Report:
             axes.plot(*zip(*printed, strict=True), "D", color="tab:orange", markerfacecolor="none", label="paper")
         axes.set_yticks(range(len(self.points)), [label for label, *_ in self.points])
         axes.set_ylim(len(self.points) - 0.5, -0.5)
-        axes.set_xlabel(FIGURES[self.table.metric])
+        axes.set_xlabel(FIGURES[self.table.metric].heading)
         axes.grid(axis="x", alpha=0.3)
         figure.legend(loc="outside upper right", ncols=3, frameon=False)
         file = io.BytesIO()
@@ -272,7 +199,7 @@ class _Report:
 
     def _notes(self) -> list[str]:
         own = [
-            f"{row.label}, {FIGURES[figure]}: {reason}"
+            f"{row.label}, {FIGURES[figure].heading}: {reason}"
             for row in self.table.rows
             for figure, reason in row.notes.items()
         ]
@@ -285,7 +212,7 @@ def _report(table: Table, runs: Sequence[Mapping[str, str]], variant: Mapping[st
     if variant:
         line = next(line for line in runs if all(line[group] == name for group, name in variant.items()))
         wanted = tuple(f"{group}{mark}" for group in variant for mark in "=.")
-        extra = [word for word in line["command"].split() if word.startswith(wanted)]
+        extra = [word for word in shlex.split(line["command"]) if word.startswith(wanted)]
     for row in table.rows:
-        made.add(row, row.run(0, extra), runs)
+        made.add(row, run_of(row, 0, extra), runs)
     return made

@@ -1,1 +1,5 @@
-"""Sweeps: a process for each run."""
+"""Sweeps: many runs, each in a process of its own."""
+
+from bam_exp.sweeps.sweep import Sweep
+
+__all__ = ["Sweep"]

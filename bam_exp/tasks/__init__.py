@@ -1,5 +1,12 @@
-"""What a network is trained to do; a recipe is the keyword arguments of a task."""
+"""What networks are trained for; a recipe is the keyword arguments of a task.
+
+Configs and the fingerprints of stored runs name `bam_exp.tasks.<class>`, so these names never change.
+"""
 
 from bam_exp.tasks.classification import Classification
+from bam_exp.tasks.task import Task
 
-__all__ = ["Classification"]
+TASKS: dict[str, type[Task]] = {"classification": Classification}
+"""The tasks by the names that tables use."""
+
+__all__ = ["TASKS", "Classification", "Task"]

@@ -1,43 +1,53 @@
-"""Image classification: what there is to learn, and by which recipe."""
+"""Image classification and its recipe."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SkipValidation
 from torch import nn
 
+from bam_exp.data.dataset import DataSet
 from bam_exp.schema import checked
+from bam_exp.tasks.task import Task
 
 if TYPE_CHECKING:
-    from bam_exp.tasks.classifier import Learner
+    from bam_exp.tasks.classifier import Classifier
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Classification:
-    """One network to learn one data set by one recipe; its keyword arguments are the recipe. `learner` makes what trains.
+class Classification(Task):
+    """A network that learns to classify the images of a data set.
 
     Args:
         network: maps float images N x 3 x H x W to logits N x classes.
-        data: the data set (see `bam_exp.data`).
-        seed: with the epoch and the index, decides order and augmentation.
+        data: the data set (see `bam_exp.data.dataset`).
+        seed: determines order and augmentation, together with the epoch and the index of an image.
         epochs: passes over the training set.
-        max_steps: stop after so many optimizer steps, and test on at most so many batches, for trying things out; None for
-            no limit. `test_images` of the result says how many images the test error is of.
-        batch_size: images a step, of all processes together; the last batch of an epoch is smaller, none is dropped.
-        lr, momentum, nesterov, weight_decay: of SGD; the decay is on all parameters, as in the released script.
-        milestones: fractions of the epochs after which the learning rate is multiplied by `gamma`: from the first epoch
-            that begins then, to a tenth of an epoch.
+        max_steps: stop after so many optimizer steps, and test on at most so many batches, to try things out; None for no
+            limit. `test_images` of the result is the number of images that were tested.
+        batch_size: images in a step, of all processes together. The last batch of an epoch may be smaller; none is dropped.
+        lr, momentum, nesterov, weight_decay: of SGD. The decay applies to all parameters, as in the released script.
+        milestones: fractions of `epochs` at which the learning rate is multiplied by `gamma`, rounded up to whole epochs
+            (with a tolerance of 0.1 epoch).
         lr_scaling: "linear" multiplies `lr` by batch_size / lr_batch_size (Goyal et al. 2017, without their warm-up).
-        batch_norm_parts: batch normalisation takes mean and variance over each of so many equal parts of a batch: 1, or as
-            many as there are processes, each of which then takes them over its share.
+        batch_norm_parts: 1 for batch normalisation by the statistics of the whole batch; the number of processes for
+            statistics of each process's share.
+
+    Raises:
+        ValueError: if the arguments do not fit each other or the data.
     """
+
+    headline: ClassVar[str] = "top1_error"
+    metrics: ClassVar[tuple[str, ...]] = (
+        "top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images",
+    )  # fmt: skip
 
     @checked
     def __init__(
         self,
         network: nn.Module,
-        data: Any,
+        data: SkipValidation[DataSet],
         seed: int,
         *,
         epochs: PositiveInt,
@@ -75,17 +85,8 @@ class Classification:
         self.gamma = gamma
         self.batch_norm_parts = batch_norm_parts
 
-    @property
-    def limits(self) -> dict[str, int | float]:
-        """Where Lightning stops, and how much of the test set it takes."""
-        return {
-            "max_epochs": self.epochs,
-            "max_steps": self.max_steps or -1,
-            "limit_val_batches": self.max_steps or 1.0,
-        }
+    def learner(self) -> "Classifier":
+        """The Lightning module that trains and tests a classifier."""
+        from bam_exp.tasks.classifier import Classifier
 
-    def learner(self) -> "Learner":
-        """The Lightning module of this task."""
-        from bam_exp.tasks.classifier import Learner  # four seconds, which whatever only checks a config does without
-
-        return Learner(self)
+        return Classifier(self)

@@ -1,0 +1,151 @@
+"""What was chosen for a run: resolved and checked once, so that nothing behind it reads a config."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
+from bam_exp.config.targets import Factory, call, defaults_of, find_target
+from bam_exp.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The choice of one group: a file of conf/<group>, the callable that it names and the keyword arguments for it."""
+
+    group: str
+    name: str
+    target: str | None
+    """The `_target_`; None for the attention `none`."""
+    factory: Factory | None
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, cfg: DictConfig, group: str, name: str) -> Self:
+        """The choice that a composed config contains; `name` is the file that Hydra took.
+
+        Raises:
+            ConfigError: for a foreign target, or a key that the callable does not have.
+        """
+        node = cfg.get(group)
+        if not isinstance(node, DictConfig):
+            raise ConfigError(f"{group}={node}: should be one of {', '.join(choice_names(group))}")
+        arguments: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
+        target = arguments.pop("_target_", "")
+        factory = find_target(group, target)
+        allowed = defaults_of(group, factory)
+        for key, value in arguments.items():
+            if key not in allowed:
+                chosen = "none" if factory is None else factory.__name__
+                listed = ", ".join(allowed) or "no keys at all"
+                raise ConfigError(
+                    f"{group}.{key}={value}: {group} {chosen} has no such key{nearest(key, allowed)} (it has {listed})"
+                )
+        return cls(group, name, target, factory, arguments)
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The arguments that differ from the choice's file."""
+        file = choice_file(self.group, self.name)
+        return {key: value for key, value in self.arguments.items() if key not in file or value != file[key]}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The target and every argument, as `result.json` records them."""
+        return {"_target_": self.target, **self.arguments}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """`settings` without values equal to the callable's defaults, so that a new parameter invalidates no result."""
+        defaults = defaults_of(self.group, self.factory)
+        return {
+            "_target_": self.target,
+            **{key: value for key, value in self.arguments.items() if defaults[key] != value},
+        }
+
+    def make(self, *context: Any, **more: Any) -> Any:
+        """The result of calling the factory with `context` and the arguments.
+
+        Raises:
+            ConfigError: if a value has the wrong type or is out of range, naming the key.
+        """
+        assert self.factory is not None
+        return call(self.group, self.factory, *context, **self.arguments, **more)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Everything that was chosen for one run."""
+
+    data: Choice
+    backbone: Choice
+    attention: Choice
+    recipe: Choice
+    trainer: Choice
+    seed: int
+    data_root: Path
+    output_dir: Path
+    weights: Path | None
+    """Weights to start from."""
+    evaluate: Path | None
+    """Weights to test; nothing is trained."""
+
+    @classmethod
+    def of(cls, cfg: DictConfig, names: Mapping[str, str] | None = None) -> Self:
+        """What a composed config says.
+
+        Args:
+            names: the files that Hydra took, group to choice; without it, `cfg` contains its `hydra` node.
+
+        Raises:
+            ConfigError: naming the key that is wrong.
+        """
+        for key in map(str, cfg):
+            if key not in (*GROUPS, *SETTINGS, "hydra"):
+                allowed = (*GROUPS, *SETTINGS)
+                raise ConfigError(
+                    f"{key}={_shortened(cfg[key])}: no such key{nearest(key, allowed)} (there are {', '.join(allowed)})"
+                )
+        seed = cfg.get("seed")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
+            raise ConfigError(f"seed={seed}: should be a whole number from 0 to 2147483647")
+        names = names or cfg.hydra.runtime.choices
+        return cls(
+            **{group: Choice.of(cfg, group, str(names[group])) for group in GROUPS},
+            seed=seed,
+            data_root=_folder("data_root", cfg.get("data_root")),
+            output_dir=_folder("output_dir", cfg.get("output_dir")),
+            weights=_weights_file("weights", cfg.get("weights")),
+            evaluate=_weights_file("evaluate", cfg.get("evaluate")),
+        )
+
+    def group(self, name: str) -> Choice:
+        """The choice of a group."""
+        choice: Choice = getattr(self, name)
+        return choice
+
+    def with_seed(self, seed: int) -> Self:
+        """The same with another seed."""
+        return replace(self, seed=seed)
+
+
+def _folder(key: str, value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{key}={value}: should be the path of a folder")
+    return Path(value)
+
+
+def _weights_file(key: str, value: object) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not Path(value).is_file():
+        raise ConfigError(f"{key}={value}: should be a .safetensors file (scripts/import_weights.py makes them)")
+    return Path(value)
+
+
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

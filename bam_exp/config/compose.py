@@ -1,0 +1,79 @@
+"""Composing configs by Hydra."""
+
+import re
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+from bam_exp.config.choices import GROUPS, choice_names, config_dir
+from bam_exp.config.messages import REFUSED, one_line
+from bam_exp.errors import ConfigError
+
+_SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential|private_?key)", re.IGNORECASE)
+
+
+def composing() -> AbstractContextManager[None]:
+    """Context manager that initialises Hydra once for several calls of `compose`."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return initialize_config_dir(str(config_dir()), version_base="1.3")
+
+
+def compose(overrides: Iterable[str]) -> DictConfig:
+    """The config that these overrides give, including its `hydra` node.
+
+    Raises:
+        ConfigError: if they name something that does not exist.
+    """
+    overrides = list(overrides)
+    check_overrides(overrides)
+    try:
+        with composing():
+            return hydra_compose("config", overrides, return_hydra_config=True)
+    except REFUSED as error:
+        raise ConfigError(one_line(error)) from error
+
+
+def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Overrides as Hydra's own parser understands them.
+
+    Args:
+        loader: resolves `glob(…)` to the choices of a group.
+
+    Raises:
+        ConfigError: if one of them is not an override.
+    """
+    try:
+        parsed: list[Override] = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+    except REFUSED as error:
+        raise ConfigError(one_line(error)) from error
+    return parsed
+
+
+def swept_values(override: Override) -> list[str]:
+    """The values of an override, as Hydra writes each on a command line: several for a sweep, else one."""
+    if override.is_discrete_sweep():
+        return [str(value) for value in override.sweep_string_iterator()]
+    return [str(override.get_value_element_as_str())]
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Refuse overrides that give a group a list or a mapping, and keys that look like secrets.
+
+    Raises:
+        ConfigError: naming the key; it never repeats the value of a secret, which Hydra would store in plain text.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
+        if _SECRET.search(key):
+            raise ConfigError(f"{key}=…: looks like a secret; no run needs one, and it would be stored in plain text")
+        if key in GROUPS and value.startswith(("[", "{")):
+            raise ConfigError(f"{key}={value}: should be one of {', '.join(choice_names(key))}")

@@ -1,0 +1,45 @@
+"""One line for the user out of an error of Hydra, OmegaConf, PyYAML or this package."""
+
+import re
+from collections.abc import Iterator
+
+import yaml
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf.errors import OmegaConfBaseException
+
+from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
+
+REFUSED = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
+"""The exceptions by which composing and checking a config refuse wrong input."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line that names the key, the value and what would be right."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return _no_such_choice(group, choice, [str(option) for option in error.options or []])
+    text = str(error)
+    if isinstance(error, HydraException):
+        if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+            key = match.group(1).lstrip("+~")
+            if "/" in key and "already" in text:
+                return f"{key}: " + " ".join(text.split())
+            known = list(_all_keys())
+            if key in known:
+                return f"{key}: the {key.partition('.')[0]} that was chosen has no such key"
+            return f"{key}: no such key{nearest(key, known)}"
+        if match := re.search(r"Could not find '([^']+)'", text):
+            group, _, choice = match.group(1).rpartition("/")
+            return _no_such_choice(group, choice, choice_names(group))
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _no_such_choice(group: str, choice: str, options: list[str]) -> str:
+    return f"{group}={choice}: there is no such {group}{nearest(choice, options)} (there are {', '.join(options)})"
+
+
+def _all_keys() -> Iterator[str]:
+    yield from (*GROUPS, *SETTINGS)
+    for group in GROUPS:
+        for choice in choice_names(group):
+            yield from (f"{group}.{key}" for key in choice_file(group, choice))

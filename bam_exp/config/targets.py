@@ -1,0 +1,76 @@
+"""Callables that configs name: finding them, their parameters, and calling them with errors that name the config's key."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import pydantic
+
+from bam_exp.config.choices import choice_file, choice_names, nearest
+from bam_exp.errors import ConfigError
+
+Factory = Callable[..., Any]
+
+ATTACH_KEYS: Mapping[str, str] = {"at": "bottleneck"}
+"""Keys of the attention group that `attach` takes, not the attention itself, with their defaults."""
+
+FROM_BACKBONE = "block"
+"""A parameter of an attention that `attach` fills with a block of the backbone, so no config sets it."""
+
+
+def find_target(group: str, name: object) -> Factory | None:
+    """The callable of `bam_exp` that a `_target_` names; None for the attention `none`.
+
+    Raises:
+        ConfigError: if bam_exp does not define it, or if no config of the group names it.
+    """
+    if name is None and group == "attention":
+        return None
+    if not isinstance(name, str) or not name.startswith("bam_exp."):
+        raise ConfigError(f"{group}._target_={name}: only what bam_exp itself defines can be a target")
+    module_name, _, attribute = name.rpartition(".")
+    try:
+        target = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{group}._target_={name}: there is no such thing in bam_exp") from error
+    # The object itself decides, not the name by which it is reached: bam_exp.runs.result.os.system starts with "bam_exp." too.
+    home = getattr(target, "__module__", "")
+    if not (home == "bam_exp" or home.startswith("bam_exp.")) or not callable(target):
+        raise ConfigError(f"{group}._target_={name}: only what bam_exp itself defines can be a target")
+    allowed = {choice_file(group, choice).get("_target_") for choice in choice_names(group)}
+    if name not in allowed:
+        listed = ", ".join(sorted(str(option) for option in allowed if option))
+        raise ConfigError(
+            f"{group}._target_={name}: not a target of the group {group}{nearest(name, allowed)} ({listed})"
+        )
+    return target  # type: ignore[no-any-return]
+
+
+def defaults_of(group: str, factory: Factory | None) -> dict[str, Any]:
+    """The keys that a config of this group may have, with their defaults (`inspect.Parameter.empty` where there is none)."""
+    if factory is None:
+        return {}
+    keys: dict[str, Any] = dict(ATTACH_KEYS) if group == "attention" else {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and (group, name) != ("attention", FROM_BACKBONE):
+            keys[name] = parameter.default
+    return keys
+
+
+def call(group: str, factory: Factory, *context: Any, **arguments: Any) -> Any:
+    """The result of `factory(*context, **arguments)`.
+
+    Raises:
+        ConfigError: if a value has the wrong type or is out of range, naming the first such key.
+    """
+    try:
+        return factory(*context, **arguments)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join([group, *(str(part) for part in first["loc"])])
+        raise ConfigError(f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{group}: {error}") from error

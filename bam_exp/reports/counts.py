@@ -1,0 +1,75 @@
+"""Counting the networks of tables on the meta device, and comparing the counts with the paper's figures."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import Any
+
+from bam_exp.build import build_on_meta
+from bam_exp.complexity import Complexity, complexity
+from bam_exp.config import Chosen
+from bam_exp.errors import ConfigError
+from bam_exp.tables import Row, Table
+
+Counts = dict[str, Complexity]
+"""The counts so far; tables share networks."""
+
+
+def row_complexity(row: Row, *, as_printed: bool = False) -> Complexity:
+    """Parameters and multiply-accumulates of a row's network; `as_printed` counts as the paper does for this table."""
+    return _count(row.chosen(), row.counting if as_printed else {}, {})
+
+
+def _count(chosen: Chosen, counting: Mapping[str, Any], counts: Counts) -> Complexity:
+    key = str([chosen.data.settings, chosen.backbone.settings, chosen.attention.settings, counting])
+    if key not in counts:
+        data, network, _ = build_on_meta(chosen, classes=counting.get("classes"))
+        counts[key] = complexity(network, data.size, count_bias=counting.get("bias", False))
+    return counts[key]
+
+
+def agrees(printed: str, ours: int) -> bool:
+    """Whether a count rounds to the printed figure, at the printed precision (`24.07M`, `1.22` in units of 10^9)."""
+    try:
+        number = Decimal(printed.removesuffix("M"))
+    except InvalidOperation as error:
+        raise ConfigError(f"{printed}: should be a figure as the paper prints it, as 24.07M or 1.22") from error
+    unit = Decimal(10) ** (6 if printed.endswith("M") else 9)
+    return (Decimal(ours) / unit).quantize(number, rounding=ROUND_HALF_UP) == number
+
+
+def row_cost(row: Row, overrides: Sequence[str]) -> tuple[Complexity, int]:
+    """The complexity of a row with overrides, and the number of images in an epoch."""
+    data, network, _ = build_on_meta(row.chosen(overrides))
+    return complexity(network, data.size), data.train_size
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The counts of one row beside the paper's figures."""
+
+    row: Row
+    ours: Complexity
+    macs_as_printed: int
+
+    def count(self, figure: str) -> int:
+        """Our count for a figure of the table."""
+        return self.ours.params if figure == "params" else self.macs_as_printed
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """Of each figure that is counted and printed: `yes`, `no`, `noted` (differs, as the table's notes say it would) or
+        `unexpected` (noted, but equal)."""
+        found = {}
+        for figure in ("params", "gflops"):
+            if figure in self.row.paper:
+                equal, noted = agrees(self.row.paper[figure], self.count(figure)), figure in self.row.notes
+                found[figure] = ("unexpected" if noted else "yes") if equal else ("noted" if noted else "no")
+        return found
+
+
+def compare(table: Table, counts: Counts) -> Iterator[Compared]:
+    """Count every row of a table of classifiers."""
+    for row in table.rows:
+        chosen = row.chosen()
+        yield Compared(row, _count(chosen, {}, counts), _count(chosen, row.counting, counts).macs)

@@ -1,0 +1,139 @@
+"""`bam-tables status`: the state of every run of tables."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table as Grid
+
+from bam_exp.config import parse_overrides, swept_values
+from bam_exp.durations import duration
+from bam_exp.errors import ConfigError
+from bam_exp.figures import FIGURES
+from bam_exp.runs.folder import failure_of, has_checkpoint, read_progress, result_of
+from bam_exp.runs.lock import is_alive, read_owner
+from bam_exp.runs.run import Run, as_override, run_of
+from bam_exp.tables import NOT_TRAINED, Row, load_table
+from bam_exp.tasks import Task
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The state of one run of a table."""
+
+    row: Row
+    run: Run
+    state: str
+    """`done`, `running`, `failed`, `stale`, `stopped` (it has a checkpoint) or `planned`."""
+    detail: str
+
+
+def run_states(table_names: Sequence[str], overrides: Sequence[str], output_dir: str) -> list[RunState]:
+    """Every run of these tables once, in the order of rows within seeds; `overrides` are those of bam-train.
+
+    Raises:
+        ConfigError: if an override does not fit.
+    """
+    seeds, extra = split_seeds(overrides)
+    extra.append(f"output_dir={as_override(output_dir)}")
+    found: dict[str, RunState] = {}
+    for name in table_names:
+        table = load_table(name)
+        if table.task in NOT_TRAINED:
+            continue
+        rows = [(row, run_of(row, 0, extra)) for row in table.rows]
+        for seed in seeds or table.seeds:
+            for row, of_row in rows:
+                run = of_row.with_seed(seed)
+                if run.name not in found:
+                    found[run.name] = RunState(row, run, *_state(run))
+    return list(found.values())
+
+
+def split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The seeds that overrides set, as `seed=0,1` or `seed=range(3)`, and the other overrides.
+
+    Raises:
+        ConfigError: if a seed is not a whole number.
+    """
+    seeds: list[int] = []
+    others: list[str] = []
+    for override in parse_overrides(overrides):
+        if override.key_or_group == "seed":
+            for value in swept_values(override):
+                if not value.isdecimal():
+                    raise ConfigError(f"seed={value}: should be a whole number from 0 to 2147483647")
+                seeds.append(int(value))
+        else:
+            others.append(str(override.input_line))
+    return seeds, others
+
+
+def _state(run: Run) -> tuple[str, str]:
+    try:
+        if (result := result_of(run)) is not None:
+            return "done", _headline(run, result["metrics"])
+    except ConfigError as error:
+        return "stale", str(error)
+    progress, alive = read_progress(run.folder), is_alive(read_owner(run.folder))
+    if alive is None:  # on another machine of a cluster: judged by its last sign of life
+        alive = progress is not None and time.time() - progress.time < 3600
+    where = f"epoch {progress.epoch} of {progress.epochs}" if progress else "before the end of its first epoch"
+    if alive:
+        return "running", where + (f", {duration(progress.seconds_to_go)} to go" if progress else "")
+    if (failure := failure_of(run.folder)) is not None:
+        return "failed", failure
+    return ("stopped", where) if has_checkpoint(run.folder) else ("planned", "")
+
+
+def _headline(run: Run, metrics: Mapping[str, float]) -> str:
+    """The figure by which the run's task judges it."""
+    task = cast(type[Task], run.chosen.recipe.factory)
+    return FIGURES[task.headline].text(metrics[task.headline])
+
+
+_MARKS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "stale": "yellow",
+    "stopped": "magenta",
+    "planned": "dim",
+}
+
+
+def status(table_names: Sequence[str], overrides: Sequence[str], output_dir: str, watch: bool) -> int:
+    """Print rows by seeds with the state of each run, once or until Ctrl-C; 1 if a run has failed, else 0."""
+
+    def show() -> tuple[Grid, list[RunState]]:
+        found = run_states(table_names, overrides, output_dir)
+        grid = Grid("run", "", "state", "", title=f"{', '.join(table_names)} in {Path(output_dir).resolve()}")
+        for one in found:
+            grid.add_row(
+                one.run.name, one.row.label, f"[{_MARKS[one.state]}]{one.state}", one.detail.replace("[", r"\[")
+            )
+        counts = {state: sum(one.state == state for one in found) for state in _MARKS}
+        grid.caption = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        return grid, found
+
+    console = Console(width=max(100, Console().width))
+    grid, found = show()
+    if not watch:
+        console.print(grid)
+    else:
+        _watch(console, show)
+    return 1 if any(one.state == "failed" for one in found) else 0
+
+
+def _watch(console: Console, show: Callable[[], tuple[Grid, list[RunState]]]) -> None:
+    try:
+        with Live(show()[0], console=console, refresh_per_second=1) as live:
+            while True:
+                time.sleep(2)
+                live.update(show()[0])
+    except KeyboardInterrupt:
+        pass

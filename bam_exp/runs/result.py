@@ -1,0 +1,71 @@
+"""What a finished run records in `result.json`."""
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bam_exp import __version__
+from bam_exp.complexity import Complexity
+from bam_exp.runs.folder import now
+from bam_exp.runs.run import SCHEMA, Run
+
+
+def make_result(
+    run: Run,
+    *,
+    metrics: Mapping[str, float],
+    cost: Complexity,
+    history: Sequence[Mapping[str, float]],
+    hardware: Mapping[str, Any],
+    start: str,
+    times: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+        metrics: the figures of the run, under the names that its task declares.
+        history: the figures of each epoch.
+        start: the time of the first start.
+        times: durations, waiting and memory, see `training.timing`.
+    """
+    libraries = {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning")}
+    measured = dict(times)
+    return {
+        "schema": SCHEMA,
+        "run": {**run.names, "seed": run.seed},
+        "command": run.command,
+        "fingerprint": run.fingerprint,
+        "figures_from": run.figures_from,
+        "metrics": metrics,
+        "params": cost.params,
+        "macs": cost.macs,
+        "epochs": history,
+        "times": measured.pop("times"),
+        "hardware": hardware,
+        "versions": {"bam_exp": __version__, **libraries},
+        **_commit(),
+        "start": start,
+        "end": now(),
+        **measured,
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The commit of the code and whether its tree was dirty; None where it is not run from a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here.parent), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", "--error-unmatch", str(here)):
+            # The files that a run or a report writes do not make the code dirty.
+            changed = git("status", "--porcelain", "--", ":/", ":(exclude,top)results", ":(exclude,top)runs")
+            return {"commit": git("rev-parse", "--short=12", "HEAD"), "dirty": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return {"commit": None, "dirty": None}

@@ -1,0 +1,110 @@
+"""One job of a sweep: its run in a process of its own, so that it fails alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from bam_exp.config import one_line
+from bam_exp.machine import Machine
+from bam_exp.machine.interruption import PARENT
+from bam_exp.runs.folder import clear_failure, is_done, record_failure
+from bam_exp.runs.run import Run
+
+SWEEP = "BAM_EXP_SWEEP"
+"""The environment variable that holds the process id of the sweep, by which a launcher's worker knows its parent."""
+
+SLURM_ENDS_S = 600
+"""Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
+
+
+def train_in_child(run: Run, machine: Machine, overrides: Sequence[str]) -> None:
+    """Train a run in a child process and wait for it; whatever becomes of it is recorded in its folder.
+
+    Raises:
+        SystemExit: 128 + the signal, if this process was told to stop.
+    """
+    if is_done(run):
+        return
+    clear_failure(run)
+    try:
+        machine.check_device()
+    except ValueError as error:
+        record_failure(run, one_line(error))
+        return
+    command = [sys.executable, "-m", "bam_exp", *overrides, "hydra.mode=RUN"]
+    # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
+    child = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
+    limit, reason = machine.time_limit_minutes, None
+    try:
+        with _signals_passed_on(child) as received:
+            code = _wait(child, limit)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        code, reason = child.wait(), f"ran longer than trainer.time_limit_minutes={limit}"
+    except BaseException as error:  # submitit's handler of SIGUSR2: the run saves its checkpoint and ends
+        child.terminate()
+        child.wait()
+        if not isinstance(error, Exception):  # submitit's way of requeueing the job
+            raise
+        code, reason = 0, one_line(error)
+    if received:
+        if os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and code == 128 + signal.SIGTERM:
+            # Pre-emption: SLURM requeues a job only if it is still there when SLURM ends it. (A sweep that was started by hand
+            # inside an allocation ends at once.)
+            time.sleep(SLURM_ENDS_S)
+        raise SystemExit(128 + received[0])
+    if reason := reason or _reason_of(code):
+        record_failure(run, reason)
+
+
+def _reason_of(code: int) -> str | None:
+    """The reason that an exit code gives, if the run did not record one itself."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+        return f"stopped by {signal.Signals(code - 128).name}; its checkpoint is saved"
+    return None
+
+
+def _wait(child: "subprocess.Popen[bytes]", limit: float | None) -> int:
+    """The exit code of the child. If the parent sweep has exited (joblib workers outlive it), terminate the child.
+
+    Raises:
+        subprocess.TimeoutExpired: after `limit` minutes.
+    """
+    sweep, end = os.getppid(), limit and time.monotonic() + limit * 60
+    in_worker = os.environ.get(SWEEP) == str(sweep)
+    while True:
+        try:
+            return child.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if end and time.monotonic() > end:
+                raise
+            if in_worker and os.getppid() != sweep:
+                child.terminate()
+
+
+@contextmanager
+def _signals_passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+    """Pass SIGINT and SIGTERM on to the child; yields the list of those that arrived."""
+    received: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        # This also replaces submitit's handler, which ignores SIGTERM; that of SIGUSR2 stays.
+        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,158 @@
+"""Reading tables: conf/table/<table>.yaml."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from bam_exp.config.choices import YAML, choice_names, config_dir, nearest
+from bam_exp.errors import ConfigError
+from bam_exp.figures import FIGURES
+from bam_exp.tables.table import Row, Table
+
+NOT_TRAINED = frozenset({"detection"})
+"""Tasks whose tables are declared, but which this version does not train."""
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+
+class _Counting(BaseModel):
+    model_config = _STRICT
+    classes: PositiveInt | None = None
+    bias: bool | None = None
+
+
+class _RowFile(BaseModel):
+    model_config = _STRICT
+    label: str | None = None
+    paper: dict[str, str] = {}
+    set: dict[str, Any] = {}
+    counting: _Counting = _Counting()
+
+
+class _TableFile(BaseModel):
+    """The content of a table's file."""
+
+    model_config = _STRICT
+    title: str
+    metric: str
+    task: str = "classification"
+    columns: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    base: dict[str, Any] = {}
+    counting: _Counting = _Counting()
+    rows: Annotated[dict[str, _RowFile], Field(min_length=1)]
+    notes: dict[str, Any] = {}
+
+
+def table_names() -> list[str]:
+    """The names of the tables."""
+    return choice_names("table")
+
+
+def trained_tables() -> list[str]:
+    """The names of the tables whose rows this version trains."""
+    return [name for name in table_names() if load_table(name).task not in NOT_TRAINED]
+
+
+def load_table(name: str) -> Table:
+    """The table of conf/table/<name>.yaml.
+
+    Raises:
+        ConfigError: if there is no such table; else naming the file and the key that is wrong.
+    """
+    path = config_dir() / "table" / f"{name}.yaml"
+    if name not in table_names():
+        raise ConfigError(
+            f"{name}: there is no such table{nearest(name, table_names())} (there are {', '.join(table_names())})"
+        )
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: should be a mapping with title, metric, columns, seeds, base and rows")
+    try:
+        file = _TableFile.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first(error)}") from error
+    if wrong := _inconsistent(file):
+        raise ConfigError(f"{path}: {wrong}")
+    common = file.counting.model_dump(exclude_none=True)
+    rows = [
+        Row(
+            name,
+            row_name,
+            row.label or row_name,
+            row.paper,
+            {**file.base, **row.set},
+            {**common, **row.counting.model_dump(exclude_none=True)},
+            file.notes.get(row_name) or {},
+        )
+        for row_name, row in file.rows.items()
+    ]
+    remarks = list(file.notes.get("table") or [])
+    return Table(name, file.title, file.task, file.metric, file.columns, file.seeds, rows, remarks)
+
+
+def _inconsistent(file: _TableFile) -> str | None:
+    """What does not fit together in a table's file, in a line; None if everything does."""
+    for column in [*file.columns, file.metric]:
+        if column not in FIGURES:
+            return f"columns: {column} is none of {', '.join(FIGURES)}"
+    if file.metric not in file.columns:
+        return f"metric: {file.metric} is not one of the columns"
+    for row_name, row in file.rows.items():
+        for figure, printed in row.paper.items():
+            if figure not in file.columns:
+                return (
+                    f"rows.{row_name}.paper.{figure}={printed}: should be one of the columns {', '.join(file.columns)}"
+                )
+    for key, reasons in file.notes.items():
+        if key == "table":
+            if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
+                return "notes.table: should be a list of sentences"
+        elif key not in file.rows:
+            return f"notes.{key}: there is no such row{nearest(key, file.rows)}"
+        elif not isinstance(reasons, dict) or not all(isinstance(reason, str) for reason in reasons.values()):
+            return f"notes.{key}: should map figures to reasons"
+        elif wrong := [figure for figure in reasons if figure not in file.rows[key].paper]:
+            return f"notes.{key}.{wrong[0]}: the row prints no such figure"
+    return None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        model: type[BaseModel] = _TableFile
+        if len(first["loc"]) > 1:
+            model = _RowFile if first["loc"][0] == "rows" and len(first["loc"]) == 3 else _Counting
+        return f"{key}: no such key{nearest(first['loc'][-1], model.model_fields)}"
+    if first["type"] == "missing":
+        return f"{key}: is missing"
+    return f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
+
+
+class _UniqueKeys(YAML):  # type: ignore[misc, valid-type]
+    """The safe loader, which also refuses a key that occurs twice in a mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key}: occurs twice in one mapping, in line {node.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+        # A few lines of nested aliases can expand to gigabytes, and no table needs any.
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, YAML)):
+            raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in a table")
+        return yaml.load(text, _UniqueKeys)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error

@@ -1,0 +1,45 @@
+"""The contract of a task: what a network is trained for, and what is measured."""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from bam_exp.data.dataset import DataSet
+
+if TYPE_CHECKING:
+    from bam_exp.tasks.learner import Learner
+
+
+class Task(ABC):
+    """A network that learns a data set by a recipe; the keyword arguments of a task are the recipe."""
+
+    headline: ClassVar[str]
+    """The figure (see `figures`) by which runs are judged."""
+    metrics: ClassVar[tuple[str, ...]]
+    """What a result measures, in the order of the columns of `runs.csv`."""
+
+    network: nn.Module
+    data: DataSet
+    seed: int
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    """Images in a step, of all processes together."""
+    batch_norm_parts: int = 1
+    """Batch normalisation takes its statistics over each of so many equal parts of a batch."""
+    sgd: dict[str, Any]
+    """Keyword arguments of torch.optim.SGD."""
+
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """The limits that Lightning's trainer is given."""
+        return {
+            "max_epochs": self.epochs,
+            "max_steps": self.max_steps or -1,
+            "limit_val_batches": self.max_steps or 1.0,
+        }
+
+    @abstractmethod
+    def learner(self) -> "Learner":
+        """The Lightning module that trains and tests. Importing Lightning takes seconds, so this imports it late."""

@@ -1,0 +1,103 @@
+"""Training and testing one run, from wherever it stands to its `result.json`."""
+
+import sys
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from bam_exp.build import Parts, build
+from bam_exp.complexity import complexity
+from bam_exp.machine import Machine, ranks
+from bam_exp.machine.compiling import compile_network, graphs_skipped
+from bam_exp.machine.interruption import Interruption
+from bam_exp.runs.folder import begin, write_result
+from bam_exp.runs.result import make_result
+from bam_exp.runs.run import Run
+from bam_exp.tasks.learner import Learner
+from bam_exp.training.batch_norm import synchronise
+from bam_exp.training.checkpoints import Checkpoints
+from bam_exp.training.curves import Curves
+from bam_exp.training.lightning import make_trainer
+from bam_exp.training.progress import Progress
+from bam_exp.training.saving import CheckpointSaver
+from bam_exp.weights import load_weights
+
+
+def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) -> dict[str, Any]:
+    """Train and test a run; the caller holds its lock.
+
+    Args:
+        parts: of the run, on the meta device; its data is prepared.
+
+    Returns:
+        The result, on rank 0. The other ranks write nothing and return an empty one.
+
+    Raises:
+        Interrupted: if the run was told to stop; it has saved a checkpoint.
+        Diverged, CheckpointError: if it failed.
+    """
+    machine.prepare()
+    cost = complexity(parts.network, parts.data.size)
+    learner = _make_learner(run, parts, machine)
+    limits = learner.task.limits
+    saver = CheckpointSaver(machine, interruption)
+    if ranks.rank() != 0:
+        trainer = make_trainer(machine, run.folder, logger=False, callbacks=[saver], **limits)
+        trainer.fit(learner, ckpt_path=ranks.broadcast(None), weights_only=True)
+        learner.evaluate_last()
+        return {}
+    start = begin(run)
+    checkpoints, logger, progress = Checkpoints(run.folder), Curves(run.folder), Progress(run.name)
+    trainer = make_trainer(machine, run.folder, logger=logger, callbacks=[progress, saver], **limits)
+    newest = checkpoints.newest(lambda line: print(f"{run.name}: {line}", file=sys.stderr))
+    ranks.broadcast(newest and str(newest))
+    if newest is not None:
+        learner.history = checkpoints.load_checkpoint(newest)["history"]
+        learner.trainer = trainer
+        learner.replay()
+    trainer.fit(learner, ckpt_path=newest, weights_only=True)
+    learner.evaluate_last()
+
+    metrics = learner.metrics()
+    logger.close({"seed": run.seed, **run.names}, {learner.task.headline: metrics[learner.task.headline]})
+    checkpoints.keep_only_newest()
+    result = make_result(
+        run,
+        metrics=metrics,
+        cost=cost,
+        history=learner.history,
+        hardware=machine.description(),
+        start=start,
+        times=progress.summary(),
+    )
+    write_result(run, result)
+    _print_summary(run, result, graphs_skipped(machine.compile_used))
+    return result
+
+
+def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
+    """The learner of the run, with a network that is ready to train."""
+    pl.seed_everything(run.seed, verbose=False)
+    _, network, task = build(run.chosen, data=parts.data)
+    if run.chosen.weights is not None:
+        load_weights(network, run.chosen.weights, onto=True)
+    network.to(memory_format=torch.channels_last)
+    mode = machine.compile_used
+    if ranks.size() > 1 and task.batch_norm_parts == 1:
+        synchronise(network, gpu=machine.uses_gpu)
+        if machine.compile != "on":
+            mode = "off"  # every synchronised layer would end a graph
+    compile_network(network, mode)
+    task.sgd |= machine.sgd_form
+    return task.learner()
+
+
+def _print_summary(run: Run, result: dict[str, Any], skipped: int) -> None:
+    threads = torch.get_num_threads()
+    print(
+        f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}, "
+        f"data wait {result['data_wait_percent']:.1f} %"
+        + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else ""),
+        file=sys.stderr,
+    )
