@@ -28,6 +28,7 @@ check: setup  ## lint, format, types, tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n auto --dist worksteal
 
 clean:  ## remove the environment and caches; runs/ and results/ stay

@@ -8,10 +8,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+
+if TYPE_CHECKING:
+    from bam_exp.build import Parts
+    from bam_exp.config import Chosen
+    from bam_exp.machine import Machine
+    from bam_exp.runs import Run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -38,10 +45,32 @@ class Ended:
 Command = Callable[..., Ended]
 
 
+def chosen_of(*words: str) -> "Chosen":
+    """What these overrides choose."""
+    from bam_exp.config import Chosen, compose
+
+    return Chosen.of(compose(words))
+
+
+def run_of(*words: str) -> "Run":
+    """The run that these overrides give."""
+    return ready(*words)[0]
+
+
+def ready(*words: str) -> "tuple[Run, Parts, Machine]":
+    """The run that these overrides give, its parts on the meta device, and its machine."""
+    from bam_exp.build import build_on_meta, make_machine
+    from bam_exp.runs import Run
+
+    chosen = chosen_of(*words)
+    machine, parts = make_machine(chosen), build_on_meta(chosen)
+    return Run.of(chosen, parts.data.digest), parts, machine
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _rows() -> None:
     """Rows of tables as configs, as the commands register them."""
-    from bam_exp.commands import tables
+    from bam_exp import tables
 
     tables.register()
 
@@ -77,7 +106,7 @@ def _command(
 @pytest.fixture
 def bam_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`bam-train` in an empty current folder, in this process; the jobs of a sweep are processes of their own all the same."""
-    from bam_exp.__main__ import main
+    from bam_exp.commands.train import main
 
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

@@ -61,8 +61,8 @@ WRONG = {
     "out of range": (["recipe.momentum=1.5"], ["recipe.momentum=1.5"]),
     "foreign target": (["backbone._target_=os.system"], ["os.system"]),
     "foreign target through bam_exp": (
-        ["backbone._target_=bam_exp.runs.run.subprocess.run"],
-        ["bam_exp.runs.run.subprocess.run"],
+        ["backbone._target_=bam_exp.runs.result.subprocess.run"],
+        ["bam_exp.runs.result.subprocess.run"],
     ),
     "target of another group": (["backbone._target_=bam_exp.attention.BAM"], ["bam_exp.attention.BAM"]),
     "deleted group": (["~attention"], ["attention"]),

@@ -17,23 +17,21 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Command
+from conftest import TINY, Command, ready
 
-from bam_exp.commands import tables
-from bam_exp.config import choices as config
+from bam_exp import tables
+from bam_exp.errors import Busy
 from bam_exp.reports import report
-from bam_exp.runs import lock as locks
-from bam_exp.runs.run import Run, result_of
-from bam_exp.sweeps import sweep as isolate
+from bam_exp.runs import result_of
+from bam_exp.runs.store import collect
+from bam_exp.training.train import train
 
 # Processes forked from one that has imported everything: a start costs milliseconds, so that a hundred kills are minutes.
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        "bam_exp.sweeps.sweep",
-        "bam_exp.runs.run",
         "bam_exp.reports.report",
-        "bam_exp.training.lightning",
+        "bam_exp.training.train",
         "bam_exp.tasks.classifier",
         "test_faults",
     ]
@@ -50,11 +48,6 @@ def overrides(folder: Path) -> list[list[str]]:
     return [[*row, f"seed={seed}", f"output_dir={folder}", *own] for row in rows for seed in range(3)]
 
 
-def run_of(words: list[str]) -> Run:
-    cfg = config.compose(words)
-    return Run.of(cfg, cfg.hydra.runtime.choices)
-
-
 def quiet() -> None:
     """Send what a forked process prints nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -66,15 +59,14 @@ def train_all(jobs: list[list[str]]) -> None:
     """Train what is missing of some runs, one after the other."""
     quiet()
     for words in jobs:
-        cfg = config.compose(words)
-        run = Run.of(cfg, cfg.hydra.runtime.choices)
+        run, parts, machine = ready(*words)
         if result_of(run) is None:
-            isolate.train_here(run, cfg)
+            train(run, parts, machine)
 
 
 def figures(folder: Path) -> str:
     """What a table would hold of the runs of this folder: the lines of runs.csv without times, and the names of all files."""
-    lines = report.collect(folder, write=False)
+    lines = collect(folder, write=False)
     times = ("seconds_per_epoch", "peak_memory_mib", "start", "end", "commit", "dirty")
     kept = [{key: value for key, value in line.items() if key not in times} for line in lines]
     return json.dumps(kept, indent=1)
@@ -82,7 +74,7 @@ def figures(folder: Path) -> str:
 
 def write_reports(folder: str, times: int) -> None:
     quiet()
-    tables.register(["demo"])
+    tables.register(tables=["demo"])
     for _ in range(times):
         assert report.main(["demo"], folder) == 0
 
@@ -189,13 +181,12 @@ def test_kills_through_the_command_line_parent_included(tmp_path: Path) -> None:
 
 def start_at(words: list[str], moment: float, answers: "multiprocessing.Queue[str]") -> None:
     quiet()
-    cfg = config.compose(words)
-    run = Run.of(cfg, cfg.hydra.runtime.choices)
+    run, parts, machine = ready(*words)
     time.sleep(max(0, moment - time.time()))
     try:
-        isolate.train_here(run, cfg)
+        train(run, parts, machine)
         answers.put("ran")
-    except locks.Busy as error:
+    except Busy as error:
         answers.put(str(error))
 
 

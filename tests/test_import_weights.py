@@ -16,10 +16,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bam_exp import config
 from bam_exp.attention import BAM, attach
 from bam_exp.backbones import ResNet
-from bam_exp.config import choices as config
-from bam_exp.runs import run
+from bam_exp.build import build
+from bam_exp.config import Chosen
 from bam_exp.weights import load_weights, read_checkpoint, save_weights
 
 RELEASED = ["backbone=resnet50_imagenet", "backbone.stride_in=3x3", "attention=bam_released"]
@@ -37,7 +38,7 @@ def script() -> ModuleType:
 
 
 def network(words: list[str]) -> nn.Module:
-    return run.build(config.compose(["data=imagenet", "recipe=imagenet", *words]))[1].eval()
+    return build(Chosen.of(config.compose(["data=imagenet", "recipe=imagenet", *words])))[1].eval()
 
 
 # --- the authors' ResNet-50 + BAM, from its printed names and formulas (paper notes; none of our modules) ------------

@@ -21,19 +21,19 @@ from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bam_exp import config
 from bam_exp.attention import BAM, CBAM, ECA, SE, attach
 from bam_exp.attention.gate import pool
 from bam_exp.backbones import ResNet
 from bam_exp.bench.forms import RELEASED, LiteralBAM, network_of
 from bam_exp.bench.measure import Counter, Saved
 from bam_exp.bench.step import Step, Variant
-from bam_exp.config import choices as config
+from bam_exp.config.targets import find_target
 from bam_exp.data import Shapes
-from bam_exp.machine.machine import Machine
-from bam_exp.tasks import Classification
-from bam_exp.tasks import classifier as learner
-from bam_exp.tasks.classifier import Learner
-from bam_exp.training.lightning import trainer_for
+from bam_exp.machine import Machine
+from bam_exp.tasks import Classification, classifier
+from bam_exp.tasks.classifier import Classifier
+from bam_exp.training.lightning import make_trainer
 
 CHANNELS_LAST = torch.channels_last
 
@@ -90,7 +90,7 @@ def test_a_bam_keeps_a_fifth_of_the_released_forms_memory_beside_its_input() -> 
 def broken_layouts(backbone: str, kind: Any, knobs: dict[str, Any]) -> list[str]:
     """Modules whose map, 2 x 2 pixels or more, is not channels_last, in a run with the layout rules of a GPU but no data."""
     keys = dict(config.choice_file("backbone", backbone))
-    make = config.target("backbone", keys.pop("_target_"))
+    make = find_target("backbone", keys.pop("_target_"))
     assert make is not None
     with torch.device("meta"):
         network = attach(make(100, **keys), kind, **knobs).to(memory_format=CHANNELS_LAST)
@@ -114,13 +114,13 @@ def broken_layouts(backbone: str, kind: Any, knobs: dict[str, Any]) -> list[str]
     return broken
 
 
-@pytest.mark.parametrize("backbone", config.choices("backbone"))
+@pytest.mark.parametrize("backbone", config.choice_names("backbone"))
 def test_every_attention_in_every_backbone_keeps_the_layout(backbone: str) -> None:
-    for attention in config.choices("attention"):
+    for attention in config.choice_names("attention"):
         if (backbone, attention) == ("densenet100", "conv_block"):  # has no block that keeps the width
             continue
         knobs = dict(config.choice_file("attention", attention))
-        kind = config.target("attention", knobs.pop("_target_"))
+        kind = find_target("attention", knobs.pop("_target_"))
         if "rounding" in knobs:
             knobs["rounding"] = "floor"
         assert broken_layouts(backbone, kind, knobs) == [], attention
@@ -242,12 +242,12 @@ def test_the_sums_count_what_topk_counts_and_ties_and_nan_as_wrong() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(64, 20), torch.randint(20, (64,))
     sums = torch.zeros(4, dtype=torch.float64)
-    learner._add(sums, logits, labels, torch.tensor(1.5))
+    classifier._accumulate(sums, logits, labels, torch.tensor(1.5))
     hits = logits.topk(5).indices == labels[:, None]
     assert sums.tolist() == [1.5 * 64, 64 - hits[:, 0].sum(), 64 - hits.sum(), 64]
     for same in (torch.zeros(8, 20), torch.full((8, 20), torch.nan)):
         sums.zero_()
-        learner._add(sums, same, labels[:8], torch.tensor(0.0))
+        classifier._accumulate(sums, same, labels[:8], torch.tensor(0.0))
         assert sums[1:].tolist() == [8, 8, 8]
 
 
@@ -298,7 +298,7 @@ class Watch(pl.Callback):
         self.steps += 1
 
 
-def train_watched(folder: Path, device: Any, watching: Any, kind: type[Learner] = Learner) -> Watch:
+def train_watched(folder: Path, device: Any, watching: Any, kind: type[Classifier] = Classifier) -> Watch:
     """Three steps of ResNet-20 with BAM, in the trainer that a run has."""
     data = Shapes(folder, train_size=120, test_size=20)
     network = attach(ResNet(20, depth=20, stem="cifar"), BAM)
@@ -306,7 +306,7 @@ def train_watched(folder: Path, device: Any, watching: Any, kind: type[Learner] 
     here = Machine(device=device)
     task.sgd |= here.sgd_form
     watch = Watch(watching)
-    trainer_for(here, folder, logger=None, callbacks=[watch], **task.limits).fit(kind(task))  # type: ignore[arg-type]
+    make_trainer(here, folder, logger=None, callbacks=[watch], **task.limits).fit(kind(task))  # type: ignore[arg-type]
     assert watch.steps == 3
     return watch
 
@@ -317,7 +317,7 @@ def test_a_step_of_training_does_not_wait_for_the_device(monkeypatch: pytest.Mon
 
 
 def test_waiting_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    class Waits(Learner):
+    class Waits(Classifier):
         def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
             loss = super().training_step(batch, _index)
             _ = loss.item(), loss.detach().tolist()

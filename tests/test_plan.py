@@ -9,8 +9,8 @@ import pytest
 from conftest import Command
 from test_report import fake_result
 
-from bam_exp.machine.machine import Machine
-from bam_exp.reports.plan import seconds_of
+from bam_exp.durations import seconds_of
+from bam_exp.machine import Machine
 
 
 def measured_here(folder: Path, seconds_per_epoch: float) -> None:

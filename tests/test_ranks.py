@@ -16,17 +16,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import TINY, Command
+from conftest import TINY, Command, chosen_of, ready
 from filelock import FileLock
 
-from bam_exp.commands import tables
-from bam_exp.config import choices as config
-from bam_exp.machine.machine import Machine, ranks
-from bam_exp.machine.ranks import World
-from bam_exp.runs import lock as locks
-from bam_exp.runs.run import Run, machine
-from bam_exp.sweeps import sweep as isolate
-from bam_exp.training.lightning import Keeper
+from bam_exp import tables
+from bam_exp.build import build_on_meta, make_machine
+from bam_exp.machine import Machine, ranks
+from bam_exp.machine.gpus import gpu_lease
+from bam_exp.machine.world import World
+from bam_exp.training.saving import CheckpointSaver
+from bam_exp.training.train import train as train_run
 
 WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", "recipe.epochs=2", "trainer.threads=1",
@@ -39,19 +38,19 @@ PORT = 29000 + os.getpid() % 2000
 
 def script() -> None:
     """Train with Lightning in double precision; with STOP=n rank 1 is told to stop at step n."""
-    real, original = pl.Trainer, Keeper.on_train_batch_end
+    real, original = pl.Trainer, CheckpointSaver.on_train_batch_end
     pl.Trainer = lambda **keywords: real(**{**keywords, "precision": "64-true"})  # type: ignore[assignment,misc]
 
-    def on_train_batch_end(self: Keeper, trainer: Any, module: Any, *rest: Any) -> None:
+    def on_train_batch_end(self: CheckpointSaver, trainer: Any, module: Any, *rest: Any) -> None:
         if trainer.global_step == int(os.environ.get("STOP", "0")) and ranks.rank() == 1:
             self.interruption.number = signal.SIGTERM
         original(self, trainer, module, *rest)
 
     torch.set_default_dtype(torch.float64)  # for the network; Lightning converts the batches
-    Keeper.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+    CheckpointSaver.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     tables.register()
-    cfg = config.compose(sys.argv[1:])
-    isolate.train_here(Run.of(cfg, cfg.hydra.runtime.choices), cfg)
+    run, parts, machine = ready(*sys.argv[1:])
+    train_run(run, parts, machine, sys.argv[1:])
 
 
 def train(folder: Path, *words: str, processes: int = 1, stop: int = 0) -> list[int]:
@@ -253,9 +252,9 @@ def test_srun_is_known_by_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for key, value in step.items():
         monkeypatch.setenv(key, value)
-    assert World.outside() == World(5, 8, 1, 4, "srun")
+    assert World.from_environment() == World(5, 8, 1, 4, "srun")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # as in a job of a sweep
-    assert World.outside().size == 1
+    assert World.from_environment().size == 1
 
 
 @pytest.fixture
@@ -268,17 +267,17 @@ def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("three_gpus")
 def test_a_run_leases_as_many_gpus_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with locks.leased(Machine(devices=2)) as two:
+    with gpu_lease(Machine(devices=2)) as two:
         assert two == ["4", "5"]
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
         with monkeypatch.context() as joined:
             joined.setattr(ranks, "_group", ranks.Group(World(size=2, local_size=2)))
             assert Machine(devices=2).processes == 2
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-        with locks.leased(Machine()) as one:
+        with gpu_lease(Machine()) as one:
             assert one == ["7"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-        with locks.leased(Machine(devices="auto", runs_per_gpu=2)) as three:
+        with gpu_lease(Machine(devices="auto", runs_per_gpu=2)) as three:
             assert sorted(three) == ["4", "5", "7"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     # One that cannot have all of its GPUs keeps none of them from others.
@@ -292,7 +291,7 @@ def test_a_run_leases_as_many_gpus_as_it_takes(tmp_path: Path, monkeypatch: pyte
             taken.release()
 
     monkeypatch.setattr(time, "sleep", nap)
-    with locks.leased(Machine(devices=3)) as three:
+    with gpu_lease(Machine(devices=3)) as three:
         assert three == ["4", "5", "7"]
     assert len(naps) == 1
 
@@ -307,15 +306,12 @@ def test_a_run_leases_as_many_gpus_as_it_takes(tmp_path: Path, monkeypatch: pyte
 )
 def test_more_devices_than_gpus_are_refused(words: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        machine(config.compose(words)).check_device()
+        make_machine(chosen_of(*words)).check_device()
 
 
 def test_linear_scaling_is_of_the_whole_batch() -> None:
-    cfg = config.compose(["recipe=imagenet", "recipe.lr_scaling=linear", "recipe.batch_size=1024"])
-    with torch.device("meta"):
-        from bam_exp.runs.run import build
-
-        _, _, task = build(cfg)
+    chosen = chosen_of("recipe=imagenet", "recipe.lr_scaling=linear", "recipe.batch_size=1024")
+    task = build_on_meta(chosen).task
     assert task.sgd["lr"] == pytest.approx(0.4)
 
 

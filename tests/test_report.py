@@ -23,12 +23,12 @@ def rows(path: Path) -> dict[str, dict[str, str]]:
 
 def fake_result(folder: Path, error: float, *, row: str = "r8", seed: int = 0, recipe: str = "cifar100") -> Path:
     """A finished run of a row of Table 1(a), as `execute` leaves it."""
-    from bam_exp.commands import tables
-    from bam_exp.runs.run import SCHEMA
+    from bam_exp import tables
+    from bam_exp.runs import SCHEMA, run_of
 
     tables.register()
-    [found] = [one for one in tables.load("table1a").rows if one.name == row]
-    run = found.run(seed, [f"output_dir={folder}", f"recipe={recipe}"])
+    [found] = [one for one in tables.load_table("table1a").rows if one.name == row]
+    run = run_of(found, seed, [f"output_dir={folder}", f"recipe={recipe}"])
     run.folder.mkdir(parents=True)
     shared = {
         "fingerprint": run.fingerprint,
@@ -121,15 +121,17 @@ def cells(path: Path) -> list[list[str]]:
 
 def test_readme_and_docs_say_what_the_store_holds() -> None:
     """README shows the committed tables; docs/results.md each row's errors, mean and gain, with Dunnett's interval."""
-    from bam_exp.commands import tables
+    from bam_exp import tables
 
     for name in ("demo", "cpu"):
         assert all(row in cells(REPOSITORY / "README.md") for row in cells(RESULTS / f"{name}.md"))
 
+    from bam_exp.runs import run_of
+
     tables.register()
-    table = tables.load("cpu")
+    table = tables.load_table("cpu")
     store = pd.read_csv(RESULTS / "runs.csv").set_index("fingerprint").top1_error
-    errors = {row.label: [store[row.run(seed).fingerprint] for seed in table.seeds] for row in table.rows}
+    errors = {row.label: [store[run_of(row, seed).fingerprint] for seed in table.seeds] for row in table.rows}
     means = {label: sum(each) / len(each) for label, each in errors.items()}
     baseline, *others = errors
     bounds = dunnett(*(errors[label] for label in others), control=errors[baseline]).confidence_interval()

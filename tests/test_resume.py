@@ -4,21 +4,24 @@ import json
 import random
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import chosen_of, ready
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bam_exp.config import choices as config
+from bam_exp.build import build_on_meta, make_machine
 from bam_exp.machine.interruption import Interrupted, Interruption
-from bam_exp.runs import lock as locks
-from bam_exp.runs.run import Run, execute
-from bam_exp.sweeps import sweep as isolate
+from bam_exp.runs import Run
+from bam_exp.runs.lock import run_lock
 from bam_exp.training.checkpoints import Checkpoints
-from bam_exp.training.lightning import Keeper
+from bam_exp.training.fit import fit
+from bam_exp.training.saving import CheckpointSaver
+from bam_exp.training.train import train
 
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
@@ -35,16 +38,16 @@ At = Callable[[int | None, str], None]
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
     """Arrange for the next start of a run to be stopped after so many steps: by a signal, or by a crash that saves nothing."""
     plan: dict[str, Any] = {}
-    original = Keeper.on_train_batch_end
+    original = CheckpointSaver.on_train_batch_end
 
-    def on_train_batch_end(self: Keeper, trainer: Any, module: Any, *rest: Any) -> None:
+    def on_train_batch_end(self: CheckpointSaver, trainer: Any, module: Any, *rest: Any) -> None:
         if trainer.global_step == plan.get("step"):
             if plan["how"] == "crash":
                 raise KeyError("crash")
             self.interruption.number = signal.SIGTERM
         original(self, trainer, module, *rest)
 
-    monkeypatch.setattr(Keeper, "on_train_batch_end", on_train_batch_end)
+    monkeypatch.setattr(CheckpointSaver, "on_train_batch_end", on_train_batch_end)
     threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
     yield lambda step, how: plan.update(step=step, how=how)
@@ -53,15 +56,15 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[At]:
         signal.signal(number, handler)
 
 
-composed = cache(config.compose)  # a third of a start
+chosen = cache(chosen_of)  # a third of a start
 
 
 def start(folder: Path, *words: str) -> dict[str, Any]:
-    cfg = composed((*WORDS, *words)).copy()
-    cfg.output_dir = str(folder)
-    run = Run.of(cfg, cfg.hydra.runtime.choices)
-    with locks.claimed(run):
-        return execute(run, cfg, Interruption())
+    choices = replace(chosen(*WORDS, *words), output_dir=folder)
+    parts = build_on_meta(choices)
+    run = Run.of(choices, parts.data.digest)
+    with run_lock(run):
+        return fit(run, parts, make_machine(choices), Interruption())
 
 
 def final_state(folder: Path) -> dict[str, Any]:
@@ -195,10 +198,9 @@ def test_what_a_killed_writer_left_is_cleared_away(stop_at: At, tmp_path: Path, 
 
 
 def test_a_diverged_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cfg = config.compose([*WORDS, f"output_dir={tmp_path}", "recipe.lr=1.0e+30"])
-    run = Run.of(cfg, cfg.hydra.runtime.choices)
+    run, parts, machine = ready(*WORDS, f"output_dir={tmp_path}", "recipe.lr=1.0e+30")
     with pytest.raises(SystemExit) as ended:
-        isolate.train_here(run, cfg)
+        train(run, parts, machine)
     assert ended.value.code == 1
     assert "training loss is" in json.loads((run.folder / "error.json").read_text())["reason"]
     assert not (run.folder / "result.json").exists()

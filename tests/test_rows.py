@@ -10,19 +10,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_of
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bam_exp import config, tables
 from bam_exp.attention import SE
-from bam_exp.commands import tables
-from bam_exp.commands.tables import Row
-from bam_exp.config import choices as config
-from bam_exp.runs.run import Run, build, machine
+from bam_exp.build import build
+from bam_exp.tables import Row
 
-TABLES = [table for table in map(tables.load, tables.names()) if table.task == "classification"]
+TABLES = [table for table in map(tables.load_table, tables.table_names()) if table.task == "classification"]
 
 CANCELLED = re.compile(r"\.attention\.(channel\.fc[01]|spatial\.conv[0-3])\.bias$")
 """The biases of BAM's layers: each layer is followed by a batch norm, which subtracts the mean over the batch and with it
@@ -65,7 +64,7 @@ def test_glob_gives_every_row(table: tables.Table) -> None:
 def test_one_step_lowers_the_loss_and_reaches_the_whole_attention(name: str) -> None:
     row = NETWORKS[name]
     torch.manual_seed(0)
-    data, network, _ = build(row.config())
+    data, network, _ = build(row.chosen())
     for layer in network.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0  # a loss is compared with itself, one step later
@@ -111,9 +110,3 @@ def test_the_other_way_of_a_fork_can_be_typed_and_is_a_run_of_its_own(command: s
         assert run_of(row, *changes).name != run_of(row).name
     else:
         run_of(row, *changes)
-
-
-def run_of(*words: str) -> Run:
-    cfg = config.compose(words)
-    machine(cfg)
-    return Run.of(cfg, cfg.hydra.runtime.choices)

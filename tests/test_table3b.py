@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conftest import Command
 
-from bam_exp.commands import tables
+from bam_exp import tables
 
-ROWS = {row.name: row for row in tables.load("table3b").rows}
+ROWS = {row.name: row for row in tables.load_table("table3b").rows}
 QUICK = ("resnet18_bam", "mobilenet_bam", "squeezenet_bam")
 """The others run by `make test-faults`."""
 

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from conftest import Command
 
-from bam_exp.commands import tables
-from bam_exp.config import choices as config
-from bam_exp.config.choices import ConfigError
-from bam_exp.reports import params
+from bam_exp import config, tables
+from bam_exp.errors import ConfigError
+from bam_exp.reports.counts import agrees
+from bam_exp.reports.params import params
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from bam_exp.reports import params
     ],
 )
 def test_a_print_is_met_exactly_to_its_last_digit(printed: str, ours: int, equal: bool) -> None:
-    assert params.agrees(printed, ours) is equal
+    assert agrees(printed, ours) is equal
 
 
 def test_params_in_csv_has_exact_integers(bam_tables: Command) -> None:
@@ -91,19 +91,19 @@ def table(**changes: object) -> str:
 def test_a_wrong_file_is_refused_by_name(own_tables: Path, changes: dict[str, object], named: str) -> None:
     (own_tables / "mine.yaml").write_text(table(**changes))
     with pytest.raises(ConfigError, match=r"mine\.yaml") as raised:
-        tables.load("mine")
+        tables.load_table("mine")
     assert named in str(raised.value)
 
 
 def test_a_noted_figure_that_agrees_after_all_fails(own_tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_tables / "mine.yaml").write_text(table(notes={"a": {"params": "we thought so"}}))
     tables.register()
-    assert params.params(["mine"], "text") == 1
+    assert params(["mine"], "text") == 1
     assert "EQUAL (noted)" in capsys.readouterr().out
 
 
 def test_a_figure_that_differs_without_a_note_fails(own_tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (own_tables / "mine.yaml").write_text(table().replace("23.71M", "23.72M"))
     tables.register()
-    assert params.params(["mine"], "csv") == 1
+    assert params(["mine"], "csv") == 1
     assert capsys.readouterr().out.splitlines()[1].endswith(",no")

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bam_exp.commands import tables
-from bam_exp.commands.tables import Row
+from bam_exp import tables
+from bam_exp.build import build_on_meta
 from bam_exp.complexity import complexity
-from bam_exp.reports.params import agrees, params, row_complexity
-from bam_exp.runs.run import build
+from bam_exp.reports.counts import agrees, row_complexity
+from bam_exp.reports.params import params
+from bam_exp.tables import Row
 
 PRINTED = {
     "1(a)": "table1a",
@@ -83,13 +84,11 @@ CIFAR = ("table2", "table3a", "table5")
 
 
 def row_of(table: str, name: str) -> Row:
-    return next(row for row in tables.load(table).rows if row.name == name)
+    return next(row for row in tables.load_table(table).rows if row.name == name)
 
 
 def network_of(row: Row, *extra: str, classes: int | None = None) -> nn.Module:
-    with torch.device("meta"):
-        network: nn.Module = build(row.config(extra), classes=classes)[1]
-    return network
+    return build_on_meta(row.chosen(extra), classes=classes).network
 
 
 def parameters(network: nn.Module) -> int:
@@ -151,7 +150,7 @@ def test_every_printed_digit_of_the_92_rows_stands_in_the_yaml(shared: Path) -> 
         printed[table].append((label_of(table, header, cells, above), figures_of(header, cells)))
     assert sum(map(len, printed.values())) == 92
     for table, lines in printed.items():
-        ours = [(row.label, dict(row.paper)) for row in tables.load(table).rows]
+        ours = [(row.label, dict(row.paper)) for row in tables.load_table(table).rows]
         if table == "table1a":
             lines.insert(0, lines.pop())  # printed last, the base stands first with us
         assert ours == lines
@@ -162,7 +161,7 @@ def test_every_printed_digit_of_the_92_rows_stands_in_the_yaml(shared: Path) -> 
 
 def test_no_figure_is_against_expectation_and_cifar_is_printed_with_a_head_of_1000_classes() -> None:
     with redirect_stdout(io.StringIO()) as out:
-        assert params(tables.names(), "csv") == 0
+        assert params(tables.table_names(), "csv") == 0
     rows = list(csv.DictReader(out.getvalue().splitlines()))
     assert (
         len([row for row in rows if row["table"].startswith("table")]) == 92 - 2 - 6
@@ -175,12 +174,15 @@ def test_no_figure_is_against_expectation_and_cifar_is_printed_with_a_head_of_10
     off = {(row["table"], row["row"], "gflops") for row in cifar if not agrees(row["paper_gflops"], int(row["macs"]))}
     assert off == {figure for figure in EXPLAINED_AWAY if figure[0] in CIFAR}
     assert len(off) == 6
-    assert all(row.counting == {"classes": 1000} for table in CIFAR for row in tables.load(table).rows)
+    assert all(row.counting == {"classes": 1000} for table in CIFAR for row in tables.load_table(table).rows)
 
 
 def test_the_notes_name_just_these_figures_and_fewer_than_paper_md_lists(shared: Path) -> None:
     noted = {
-        (table, row.name, figure) for table in tables.names() for row in tables.load(table).rows for figure in row.notes
+        (table, row.name, figure)
+        for table in tables.table_names()
+        for row in tables.load_table(table).rows
+        for figure in row.notes
     }
     assert noted == NOTED
     # What paper.md lists as off or soft; it had no reason to list the 9.88 of ResNeXt29 16x64d + SE.
@@ -200,17 +202,12 @@ def test_no_other_place_of_the_batch_norms_fits_as_many_printed_parameters() -> 
     figures = 0
     seen: dict[tuple[object, ...], list[int]] = {}
     for name in ("table1a", "table1c", "table2", "table3a", "table3b", "table5"):
-        for row in tables.load(name).rows:
+        for row in tables.load_table(name).rows:
             if row.set["attention"] != "bam":
                 continue
             key = tuple(sorted((word, str(value)) for word, value in row.set.items()))
             if key not in seen:
-                cfg = row.config()
-                seen[key] = []
-                for norm in fits:
-                    cfg.attention.norm = norm
-                    with torch.device("meta"):
-                        seen[key].append(parameters(build(cfg)[1]))
+                seen[key] = [parameters(build_on_meta(row.chosen([f"attention.norm={norm}"])).network) for norm in fits]
             figures += 1
             for norm, count in zip(fits, seen[key], strict=True):
                 fits[norm] += agrees(row.paper["params"], count)

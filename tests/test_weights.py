@@ -3,15 +3,14 @@
 import json
 from pathlib import Path
 
-from conftest import TINY, Command
+from conftest import TINY, Command, chosen_of
 
-from bam_exp.config import choices as config
-from bam_exp.runs.run import build
+from bam_exp.build import build
 from bam_exp.weights import save_weights
 
 
 def weights_file(path: Path, *words: str) -> Path:
-    _, network, _ = build(config.compose(words))
+    _, network, _ = build(chosen_of(*words))
     save_weights(network.state_dict(), path, source="a test")
     return path
 

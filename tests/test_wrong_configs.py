@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import ready
 
-from bam_exp.commands import tables
-from bam_exp.config import choices as config
-from bam_exp.runs.run import Run, machine
-from bam_exp.sweeps import sweep as isolate
+from bam_exp import config, tables
+from bam_exp.config import choices
+from bam_exp.exits import one_line_errors
 
 CHOICES = {
     "data": ["shapes", "cifar100"],
@@ -74,8 +74,8 @@ KINDS: dict[str, Callable[[random.Random], list[str]]] = {
     "unknown word": lambda c: [f"{(k := c.choice(list(WORDS)))}={misspelt(c, WORDS[k])}x"],
     "foreign target": lambda c: [
         f"{c.choice(config.GROUPS)}._target_="
-        + c.choice(("os.system", "torch.load", "builtins.eval", "pathlib.Path.touch", "numpy.load", "bam_exp.runs.run.subprocess.run",
-                    "bam_exp.config.choices.compose", "bam_exp.sweeps.sweep.os.system", "bam_exp.nothing", "bam_exp", "3", "null.null"))
+        + c.choice(("os.system", "torch.load", "builtins.eval", "pathlib.Path.touch", "numpy.load", "bam_exp.runs.result.subprocess.run",
+                    "bam_exp.config.compose", "bam_exp.sweeps.child.os.system", "bam_exp.nothing", "bam_exp", "3", "null.null"))
     ],
     "target of another group": lambda c: [c.choice(
         ("attention._target_=bam_exp.backbones.ResNet", "backbone._target_=bam_exp.attention.BAM",
@@ -104,13 +104,10 @@ def ending(words: list[str], folder: Path, capfd: pytest.CaptureFixture[str]) ->
     """Exit code and standard error of a single run with these words, up to where it would start to train."""
     capfd.readouterr()
     try:
-        cfg = config.compose([f"output_dir={folder}", *words])
-        Run.of(cfg, cfg.hydra.runtime.choices)
-        machine(cfg)
-    except config.REFUSED as error:
-        with pytest.raises(SystemExit) as ended:
-            isolate.refuse(error)
-        return int(str(ended.value.code)), capfd.readouterr().err
+        with one_line_errors("bam-train"):
+            ready(f"output_dir={folder}", *words)
+    except SystemExit as ended:
+        return int(str(ended.code)), capfd.readouterr().err
     return 0, ""
 
 
@@ -186,7 +183,8 @@ def test_mistakes_in_a_file_are_refused_too(
     key = line.partition(":")[0]
     kept = [one for one in text.splitlines() if not one.startswith(f"{key}:")]
     (folder / "attention" / "bam.yaml").write_text("\n".join([*kept, line]) + "\n")
-    monkeypatch.setattr(config, "config_dir", lambda: folder)
+    for module in (choices, sys.modules["bam_exp.config.compose"]):
+        monkeypatch.setattr(module, "config_dir", lambda: folder)
     config.choice_file.cache_clear()
     try:
         code, err = ending([], tmp_path / "out", capfd)
@@ -212,9 +210,9 @@ def test_a_refusal_does_not_wait_for_lightning(words: list[str]) -> None:
     """It and torchvision take most of a start's time, and nothing that is checked needs them."""
     script = """
 import sys
-from bam_exp import __main__
+from bam_exp.commands import train
 from bam_exp.commands import tables
-main = tables.main if "plan" in sys.argv else __main__.main
+main = tables.main if "plan" in sys.argv else train.main
 try:
     main()
 except SystemExit as ended:

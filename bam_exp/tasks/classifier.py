@@ -1,14 +1,16 @@
 """Training and testing a classifier: cross-entropy, top-1 and top-5 error, SGD with a stepwise learning rate."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from bam_exp.machine import ranks
-from bam_exp.tasks.classification import Classification
 from bam_exp.tasks.learner import Learner
+
+if TYPE_CHECKING:
+    from bam_exp.tasks.classification import Classification
 
 
 class Classifier(Learner):
@@ -18,11 +20,11 @@ class Classifier(Learner):
     loss, top-1 and top-5 error (%) of the test set.
     """
 
-    task: Classification
+    task: "Classification"
     train_sums: Tensor
     test_sums: Tensor
 
-    def __init__(self, task: Classification) -> None:
+    def __init__(self, task: "Classification") -> None:
         super().__init__(task)
         # Sums over the epoch so far, in double precision: loss, wrong at top 1, wrong at top 5, images. They are in the state
         # dict, so that a run that continues inside an epoch ends it with the same figures.

@@ -171,8 +171,8 @@ def test_jobs_do_not_wait_for_each_others_gpus(slurm: Cluster, tmp_path: Path) -
 import os, sys, time
 from pathlib import Path
 from types import SimpleNamespace
-from bam_exp.runs.lock import leased
-with leased(SimpleNamespace(uses_gpu=True, gpus=None, runs_per_gpu=1, processes=1)):
+from bam_exp.machine.gpus import gpu_lease
+with gpu_lease(SimpleNamespace(uses_gpu=True, gpus=None, runs_per_gpu=1, processes=1)):
     Path(os.environ["SLURMD_NODENAME"]).write_text(os.environ["CUDA_VISIBLE_DEVICES"])
     while len(list(Path().glob("n?"))) < 2:
         time.sleep(0.1)
