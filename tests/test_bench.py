@@ -21,7 +21,7 @@ from bam_exp.bench.measure import Bench, Counter, Saved
 from bam_exp.bench.step import Step, ladder
 from bam_exp.commands.bench import main
 from bam_exp.complexity import complexity
-from bam_exp.data.crops import Crop
+from bam_exp.data.photos.crops import Crop
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import torch
 from pydantic import NonNegativeInt
 from torch import Tensor
 
-from bam_exp.data.files import fetch, md5_of
+from bam_exp.data.download import fetch, md5_of
 from bam_exp.data.on_device import OnDevice
 from bam_exp.errors import DataError
 from bam_exp.schema import checked

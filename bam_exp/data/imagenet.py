@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from pydantic import PositiveInt
 
-from bam_exp.data.photo_loader import PhotoLoader
-from bam_exp.data.photos import Photos, photos_in
+from bam_exp.data.photos.loader import PhotoLoader
+from bam_exp.data.photos.folder import Photos, photos_in
 from bam_exp.data.synsets import SYNSETS
 from bam_exp.errors import DataError
 from bam_exp.schema import checked

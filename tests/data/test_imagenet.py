@@ -26,9 +26,9 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 
 from bam_exp.data import Batches, DataError, ImageNet, crops, imagenet, photo_loader, photos
-from bam_exp.data.crops import Crop, decoded, random_crop, random_square, random_squares, read
-from bam_exp.data.photo_loader import Part, PhotoLoader, Workshop
-from bam_exp.data.photos import Photos, photos_in
+from bam_exp.data.photos.crops import Crop, decoded, random_crop, random_square, random_squares, read
+from bam_exp.data.photos.loader import Part, PhotoLoader, Workshop
+from bam_exp.data.photos.folder import Photos, photos_in
 from bam_exp.data.synsets import SYNSETS
 
 

@@ -25,7 +25,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from bam_exp.data import CIFAR100, DataError, cifar100
 from bam_exp.data.__main__ import main
-from bam_exp.data.files import fetch
+from bam_exp.data.download import fetch
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

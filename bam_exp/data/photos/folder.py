@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bam_exp.data.crops import decoded, read
+from bam_exp.data.photos.crops import decoded, read
 from bam_exp.errors import DataError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")

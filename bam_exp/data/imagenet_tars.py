@@ -18,7 +18,7 @@ from typing import IO
 
 from scipy.io import loadmat
 
-from bam_exp.data.files import DataError, md5_of
+from bam_exp.data.download import DataError, md5_of
 
 TRAIN, VAL, DEVKIT = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"
 MD5 = {

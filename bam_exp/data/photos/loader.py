@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bam_exp.data.batches import Batches
-from bam_exp.data.crops import (
+from bam_exp.data.photos.crops import (
     Content,
     Crop,
     central_square,
@@ -29,7 +29,7 @@ from bam_exp.data.crops import (
     random_squares,
     read,
 )
-from bam_exp.data.photos import Photos
+from bam_exp.data.photos.folder import Photos
 from bam_exp.errors import DataError
 
 

@@ -1,0 +1,1 @@
+"""Photos on disk: listing them, cropping them, and serving them in batches."""
