@@ -1,28 +1,34 @@
-"""What every loader shares: which samples make up a batch, and where an interrupted epoch goes on."""
+"""The contract of a loader: which samples make up a batch, and where an interrupted epoch continues."""
 
 import hashlib
 import math
 from collections.abc import Iterator
-from typing import Self
+from typing import Generic, Self
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar
+
+Targets = TypeVar("Targets", default=Tensor)
 
 
-class Batches:
-    """The batches of an epoch, as a function of (seed, epoch) and the share of a process.
+class Batches(Generic[Targets]):
+    """The batches of an epoch, as a function of (seed, epoch) and of the rank.
 
-    `batch_size` counts all processes: process `rank` of `world_size` takes its consecutive share of every batch, so
-    that the shares in order are the batches of a single process. The last batch may be smaller; none is dropped.
-    `state_dict` counts the batches handed out; after `load_state_dict` the next iteration of that epoch continues
-    there. Any other begins at the first. `waited` counts the seconds in which iterations had no batch ready so far.
+    `batch_size` is the global batch size: rank `rank` of `world_size` takes its consecutive share of every batch, so that
+    the shares in order are the batch of a single process. The last batch may be smaller; no sample is dropped.
 
-    Iterating yields float32 N x 3 x H x W, channels last, and int64 N, on the device.
-    Raises ValueError where a process would have no sample of a batch.
+    Iterating yields images, float32 N x 3 x H x W with channels last, and their targets, both on the device. `Targets` is
+    the type of the targets: by default a tensor of labels, int64 N.
+
+    `state_dict` holds the epoch and the number of batches handed out. After `load_state_dict` the next iteration of that
+    epoch continues there; an iteration of any other epoch starts at the first batch.
+
+    Raises ValueError if a rank would have no sample of some batch.
     """
 
     waited = 0.0
-    """Seconds that iterations have waited for samples so far; 0 where nothing has to be waited for."""
+    """Total seconds in which iterations have waited for samples."""
 
     def __init__(
         self, count: int, *, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
@@ -39,18 +45,18 @@ class Batches:
         self.waited = 0.0
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return math.ceil(self.count / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Targets]]:
         raise NotImplementedError
 
     @property
     def sampler(self) -> Self:
-        """What Lightning announces an epoch to, by `set_epoch`; it knows no other way."""
+        """The object whose `set_epoch` Lightning calls at the start of an epoch; Lightning has no other way to announce it."""
         return self
 
-    batch_sampler = None  # Lightning looks here too
+    batch_sampler = None  # Lightning also looks here for a `set_epoch`.
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration."""
@@ -58,23 +64,25 @@ class Batches:
             self.epoch, self._batch, self._first_batch = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches handed out so far."""
         return {"epoch": self.epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue at the position that `state_dict` recorded."""
         self.epoch = state["epoch"]
         self._batch = self._first_batch = state["batch"]
 
     def _generator(self) -> torch.Generator:
-        """Random numbers of this epoch."""
+        """Return a random generator that depends on the seed and the epoch only."""
         digest = hashlib.sha256(f"seed {self.seed}, epoch {self.epoch}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # mt19937 uses 32 bits
+        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # PyTorch's mt19937 uses 32 bits of a seed
 
     def _order(self, generator: torch.Generator) -> Tensor:
-        """The samples of this epoch in the order of the batches, int64."""
+        """Return the indices of the samples in the order of this epoch's batches, int64."""
         return torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)
 
     def _share(self, batch: int) -> slice:
-        """Where this process's samples of a batch stand in the epoch's order; sizes differ by one at most."""
+        """Return this rank's part of a batch as a slice of the epoch's order; the parts differ in size by at most one."""
         first = batch * self.batch_size
         size = min(self.batch_size, self.count - first)
         return slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)
