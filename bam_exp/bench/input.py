@@ -25,8 +25,8 @@ from bam_exp.bench.measure import Bench, Row, relative, say, spread
 from bam_exp.bench.step import Step, Variant
 from bam_exp.data import DeviceLoader, ImageNet
 from bam_exp.data.photos.crops import random_crop
-from bam_exp.data.photos.loader import PhotoLoader
 from bam_exp.data.photos.folder import Photos, photos_in
+from bam_exp.data.photos.loader import PhotoLoader
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:

@@ -1,29 +1,77 @@
-"""Fetch data: `python -m bam_exp.data cifar100 DIR`."""
+"""`bam-data`: download and unpack data sets."""
 
 import argparse
+import shlex
 import sys
-from pathlib import Path
 
-from bam_exp.data import cifar100
-from bam_exp.errors import DataError
+from bam_exp import __version__
+from bam_exp.commands.arguments import path
+from bam_exp.errors import BamError
+
+EXAMPLES = """examples:
+  bam-data cifar100 DIR          then: bam-train data=cifar100 data_root=DIR ...
+  bam-data imagenet TARS DIR     then: bam-train data=imagenet data_root=DIR ...
+
+Interrupted, the same command continues."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    from bam_exp.data import cifar100, imagenet_tars
+
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="bam-data", description="Download and unpack data sets.", epilog=EXAMPLES, formatter_class=raw
+    )
+    parser.add_argument("--version", action="version", version=f"bam-data {__version__}")
+    data_sets = parser.add_subparsers(dest="data", required=True, metavar="data")
+
+    cifar = data_sets.add_parser(
+        "cifar100",
+        help="download CIFAR-100, 169 MB",
+        description=f"Download CIFAR-100 into DIR/{cifar100.FOLDER}. Interrupted, the same command continues.",
+    )
+    cifar.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+    cifar.add_argument("--mirror", metavar="URL", help=f"https address of another folder that holds {cifar100.ARCHIVE}")
+
+    imagenet = data_sets.add_parser(
+        "imagenet",
+        help="unpack the official tars of ImageNet-1K, 155 GB",
+        description=f"""Unpack the official tars of ImageNet-1K into DIR/imagenet/train and DIR/imagenet/val, 155 GB.
+
+The tars are {imagenet_tars.TRAIN}, {imagenet_tars.VAL}
+and {imagenet_tars.DEVKIT} from image-net.org, where an account is needed.
+The md5 of each is checked first, which takes 10 minutes on a fast disk. Interrupted, the same command continues.""",
+        formatter_class=raw,
+    )
+    imagenet.add_argument(
+        "tars", type=path, nargs="+", metavar="TARS", help="the three files, or folders that hold them"
+    )
+    imagenet.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+    for option, name in (("train", imagenet_tars.TRAIN), ("val", imagenet_tars.VAL), ("devkit", imagenet_tars.DEVKIT)):
+        md5 = imagenet_tars.MD5[name]
+        imagenet.add_argument(f"--{option}-md5", dest=name, default=md5, metavar="MD5", help=f"of {name} ({md5})")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    from bam_exp.data import cifar100, imagenet_tars
+
+    if options.data == "cifar100":
+        cifar100.download(options.root, mirror=options.mirror)
+        print(f"CIFAR-100 is in {options.root / cifar100.FOLDER}")
+    else:
+        md5 = {name: getattr(options, name) for name in imagenet_tars.MD5}
+        print(f"ImageNet is in {imagenet_tars.unpack(options.tars, options.root, md5)}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fetch a data set into a folder; exits with one line where that fails."""
-    parser = argparse.ArgumentParser(prog="python -m bam_exp.data", description="Fetch data.")
-    sets = parser.add_subparsers(required=True, metavar="data")
-    one = sets.add_parser(
-        "cifar100", help="CIFAR-100, 169 MB", description="Fetch CIFAR-100; continues where it ended."
-    )
-    one.add_argument("root", type=Path, metavar="DIR", help="the run's data_root")
-    one.add_argument("--mirror", metavar="URL", help=f"https address of another folder that holds {cifar100.ARCHIVE}")
-    chosen = parser.parse_args(arguments)
+    """Run `bam-data`. Bad input, data and servers end it with one line and exit code 2, Ctrl-C with one line and 130."""
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        cifar100.download(chosen.root, mirror=chosen.mirror)
-    except DataError as error:
-        sys.exit(f"error: {error}")
-    print(f"CIFAR-100 is in {chosen.root / cifar100.FOLDER}")
-
-
-if __name__ == "__main__":
-    main()
+        _run(_parser().parse_args(words))
+    except BamError as error:
+        print(f"bam-data: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except KeyboardInterrupt:
+        print(f"bam-data: interrupted; continue with: {shlex.join(['bam-data', *words])}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -75,7 +75,9 @@ class Batches(Generic[Targets]):
     def _generator(self) -> torch.Generator:
         """Return a random generator that depends on the seed and the epoch only."""
         digest = hashlib.sha256(f"seed {self.seed}, epoch {self.epoch}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))  # PyTorch's mt19937 uses 32 bits of a seed
+        return torch.Generator().manual_seed(
+            int.from_bytes(digest[:4], "big")
+        )  # PyTorch's mt19937 uses 32 bits of a seed
 
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the indices of the samples in the order of this epoch's batches, int64."""

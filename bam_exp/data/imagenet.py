@@ -1,37 +1,54 @@
-"""ImageNet-1K (Russakovsky et al. 2015, ILSVRC 2012), and any folder of photos laid out as it is."""
+"""ImageNet-1K (Russakovsky et al. 2015, ILSVRC 2012), and any folder of photos with the same layout."""
 
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import PositiveInt
 
-from bam_exp.data.photos.loader import PhotoLoader
+from bam_exp.data.dataset import Split
 from bam_exp.data.photos.folder import Photos, photos_in
-from bam_exp.data.synsets import SYNSETS
+from bam_exp.data.photos.loader import PhotoLoader
 from bam_exp.errors import DataError
 from bam_exp.schema import checked
 
-FOLDERS: dict[Literal["train", "test"], str] = {"train": "train", "test": "val"}
-"""Where the photos of a split are."""
+FOLDERS: dict[Split, str] = {"train": "train", "test": "val"}
+"""Folder of the photos of each split."""
 
+CLASSES = 1000
 COUNTS = {"train": 1_281_167, "test": 50_000}
 TARS = {"train": 147_897_477_120, "test": 6_744_924_160}
-"""Photos of ImageNet-1K, and bytes of the official tars."""
+"""ImageNet-1K: number of classes, number of photos of each split, and bytes of the official tars."""
+
+
+@cache
+def official_classes() -> dict[str, str]:
+    """The classes of ImageNet-1K in the order of the labels: each WordNet id with the words of its synset."""
+    lines = resources.files("bam_exp.data").joinpath("imagenet_classes.txt").read_text("utf-8").splitlines()
+    return dict(line.split(" ", 1) for line in lines)
 
 
 class ImageNet:
-    """Photos in `train/<class>/` and `val/<class>/`: the official ones, or as many classes of others as `classes` says.
+    """ImageNet-1K, or any photos in `train/<class>/` and `val/<class>/`.
 
-    root: the folder that holds `imagenet/` with these two, or themselves. The labels follow the sorted names of the
-    class folders, which are WordNet ids in ImageNet. Train: random crops of 8 to 100 % of the area, resized to `size`,
-    and a random flip; test: the short side resized to 256 / 224 of `size`, and one central crop. mean, std: of
-    ImageNet's pixels in 0 ... 1.
+    The labels follow the sorted names of the class folders, which are WordNet ids in ImageNet. Training images are random
+    crops of 8 to 100 % of the area, resized to `size`, and mirrored with probability 0.5. For a test image, the short side
+    is resized to 256 / 224 of `size` and the central crop is taken. `mean` and `std` are those of ImageNet's pixels, scaled
+    to 0 ... 1.
 
-    broken: a photo that cannot be decoded is refused, before training where its first and last bytes give it away, or
-    skipped and counted. `train_size` and `test_size` count what is there, ImageNet's where nothing is. `digest` is one
-    and the same for the official photos, told by their classes, number and bytes, and for `classes` = 1000 without any
-    data, so that tables of finished runs can be made anywhere; other photos have one of their names and sizes.
+    `train_size` and `test_size` count the photos that are there, or are those of ImageNet-1K where there are none. `digest`
+    is constant for the official photos, which are recognised by their classes, number and total size, and for `classes` =
+    1000 without any photos, so that finished runs can be reported on any machine. Other photos have a digest of their names
+    and sizes.
+
+    Args:
+        root: the folder that holds `imagenet/train` and `imagenet/val`, or these two.
+        size: height and width of the images that the network receives.
+        classes: number of class folders.
+        broken: what happens to photos that cannot be decoded. "refuse" is an error: before training if the first or last
+            bytes of the file show it, otherwise when the photo is decoded. "skip" leaves them out and counts them.
     """
 
     mean = (0.485, 0.456, 0.406)
@@ -50,55 +67,65 @@ class ImageNet:
 
     @property
     def folder(self) -> Path:
-        """The one that holds train/ and val/."""
+        """The folder that holds train/ and val/."""
         inside = self.root / "imagenet"
         itself = not inside.is_dir() and any((self.root / name).is_dir() for name in FOLDERS.values())
         return self.root if itself else inside
 
     @property
     def train_size(self) -> int:
-        """Photos to train on."""
+        """Number of training photos."""
         return self._count("train")
 
     @property
     def test_size(self) -> int:
-        """Photos to test on."""
+        """Number of test photos."""
         return self._count("test")
 
     @property
     def digest(self) -> str:
-        """What stands for the photos in a run's fingerprint."""
-        found = {split: self._photos(split) for split in FOLDERS}
+        """Identifies the photos in a run's fingerprint. Raises DataError."""
+        photos = {split: self._photos(split) for split in FOLDERS}
         official = f"ImageNet-1K (ILSVRC 2012), {COUNTS['train']} + {COUNTS['test']} photos"
-        if self.num_classes == len(SYNSETS) and not any(found.values()):
+        if self.num_classes == CLASSES and not any(photos.values()):
             return official
-        if all(photos and _is_official(split, photos) for split, photos in found.items()):
+        if all(found and _is_official(split, found) for split, found in photos.items()):
             return official
-        return "photos " + " + ".join(f"{len(one)} {one.digest}" if one else "absent" for one in found.values())
+        return "photos " + " + ".join(
+            f"{len(found)} {found.digest}" if found else "absent" for found in photos.values()
+        )
 
     def prepare(self) -> None:
-        """Look at the folders, and with broken="refuse" at both ends of each file. Raises DataError."""
+        """Check the class folders and, with broken="refuse", both ends of each file. Raises DataError."""
         both = []
         for split, name in FOLDERS.items():
             photos = self._photos(split)
             if photos is None:
                 raise DataError(
                     f"{self.folder / name}: no such folder; data_root must be the folder that holds imagenet/ with "
-                    "train/<class>/ and val/<class>/, or that holds these (docs/imagenet.md makes them from the tars)"
+                    "train/<class>/ and val/<class>/, or that holds these (`bam-data imagenet` makes them from the tars)"
                 )
-            self._check_classes(photos)
+            if not photos.classes and any(photos.folder.iterdir()):
+                raise DataError(
+                    f"{photos.folder}: holds files but no class folders (`bam-data imagenet` makes them from the tars)"
+                )
             both.append(photos)
-        train, val = (photos.classes for photos in both)
-        if train != val:
-            odd = min(set(train) ^ set(val))
-            raise DataError(f"{self.folder}: class {_called(odd)} is in {'train' if odd in train else 'val'} only")
+        train, val = both
+        for photos in both:
+            _refuse_empty_classes(photos)
+        for photos, other in ((train, val), (val, train)):
+            self._check_classes(photos, other)
+        if train.classes != val.classes:
+            odd = min(set(train.classes) ^ set(val.classes))
+            where = "train" if odd in train.classes else "val"
+            raise DataError(f"{self.folder}: class {_with_name(odd)} is in {where} only")
         if self.broken == "refuse":
             for photos in both:
                 photos.check()
 
     def loader(
         self,
-        split: Literal["train", "test"],
+        split: Split,
         *,
         batch_size: int,
         seed: int,
@@ -108,7 +135,7 @@ class ImageNet:
         workers: int | None = None,
         decoder: Literal["auto", "cpu", "nvjpeg"] = "auto",
     ) -> PhotoLoader:
-        """Batches of a split on a device, see `PhotoLoader`. Raises DataError, and ValueError for an unfit batch_size."""
+        """Return the batches of a split, as described in `PhotoLoader`. Raises DataError, or ValueError as `Batches` does."""
         photos = self._photos(split)
         if photos is None:
             raise DataError(f"{self.folder / FOLDERS[split]}: no such folder")
@@ -129,48 +156,64 @@ class ImageNet:
         )
 
     def class_names(self) -> list[str]:
-        """What the classes are called, in the order of the labels: WordNet's words, else the folder's name."""
+        """Names of the classes, in the order of the labels: the words of the synset, or else the name of the folder."""
         photos = self._photos("train") or self._photos("test")
-        folders = photos.classes if photos else tuple(SYNSETS)
-        return [SYNSETS.get(name, name) for name in folders]
+        folders = photos.classes if photos else tuple(official_classes())
+        return [official_classes().get(name, name) for name in folders]
 
-    def _photos(self, split: Literal["train", "test"]) -> Photos | None:
+    def _photos(self, split: Split) -> Photos | None:
         return photos_in(self.folder / FOLDERS[split])
 
-    def _count(self, split: Literal["train", "test"]) -> int:
+    def _count(self, split: Split) -> int:
         photos = self._photos(split)
         return COUNTS[split] if photos is None else len(photos)
 
-    def _check_classes(self, photos: Photos) -> None:
-        found, where = photos.classes, photos.folder
-        if not found and any(where.iterdir()):
-            raise DataError(f"{where}: holds files but no class folders; docs/imagenet.md says how to make them")
-        if len(found) != self.num_classes:
-            missing = sorted(SYNSETS.keys() - set(found)) if self.num_classes == len(SYNSETS) else []
-            named = f", {_called(missing[0])} is missing" if 0 < len(missing) < 100 else ""
-            fits = f"data.classes={len(found)} would fit" if found else "a class is a folder of photos"
+    def _check_classes(self, photos: Photos, other: Photos) -> None:
+        """Refuse a wrong number of class folders and, for ImageNet-1K, misspelt ones. `other` is the other split."""
+        classes, where = photos.classes, photos.folder
+        official = official_classes().keys() if self.num_classes == CLASSES else set()
+        missing, unknown = sorted(official - set(classes)), sorted(set(classes) - official)
+        if len(classes) != self.num_classes:
+            advice = "; a class is a folder of photos"
+            if 0 < len(missing) < 100:
+                advice = f", {_with_name(missing[0])} is missing"
+            elif absent := sorted(set(other.classes) - set(classes)):
+                advice = f"; class {_with_name(absent[0])} is in {other.folder.name} only"
+            elif extra := sorted(set(classes) - set(other.classes)):
+                advice = f"; class {_with_name(extra[0])} is in {where.name} only"
+            elif classes:
+                advice = f"; data.classes={len(classes)} would fit"
+            raise DataError(f"{where}: has {len(classes)} class folders for data.classes={self.num_classes}{advice}")
+        if official and unknown and len(unknown) < len(classes) / 2:
             raise DataError(
-                f"{where}: has {len(found)} class folders for data.classes={self.num_classes}{named}; {fits}"
+                f"{where}: {unknown[0]} is no class of ImageNet-1K, and {_with_name(missing[0])} is missing"
             )
-        unknown = sorted(set(found) - SYNSETS.keys())
-        if unknown and self.num_classes == len(SYNSETS) and len(unknown) < len(found) / 2:
-            missing = sorted(SYNSETS.keys() - set(found))
-            raise DataError(f"{where}: {unknown[0]} is no class of ImageNet-1K, and {_called(missing[0])} is missing")
-        full = {found[label] for label in set(photos.labels.tolist())}
-        if empty := [name for name in found if name not in full]:
-            more = f", and {len(empty) - 1} more class folders" if len(empty) > 1 else ""
-            raise DataError(f"{where / empty[0]}: holds no photos (.JPEG, .png, ...){more}")
 
 
-def _is_official(split: str, photos: Photos) -> bool:
-    """Whether these are ImageNet-1K's photos: its classes, as many, and as many bytes as its tar has room for.
+def _refuse_empty_classes(photos: Photos) -> None:
+    """Refuse class folders without photos, naming the first. Raises DataError."""
+    full = {photos.classes[label] for label in set(photos.labels.tolist())}
+    if not (empty := [name for name in photos.classes if name not in full]):
+        return
+    folder = photos.folder / empty[0]
+    more = f", and neither do {len(empty) - 1} more folders" if len(empty) > 1 else ""
+    nested = "; photos in subfolders are not read" if any(entry.is_dir() for entry in folder.iterdir()) else ""
+    raise DataError(
+        f"{folder}: holds no photos (.JPEG, .png, ...){more}{nested}; every folder in {photos.folder.name}/ is a class, so "
+        "add its photos or move it away"
+    )
 
-    A tar adds 512 to 1,023 bytes to each file: 0.4 to 0.9 %. Photos made smaller are far below.
+
+def _is_official(split: Split, photos: Photos) -> bool:
+    """Whether these are ImageNet-1K's photos: its classes, as many photos, and as many bytes as its tar has room for.
+
+    A tar adds 512 to 1,023 bytes to each file, which are 0.4 to 0.9 %. Photos that were made smaller are far below.
     """
     share = photos.sizes.sum() / TARS[split]
-    return photos.classes == tuple(SYNSETS) and len(photos) == COUNTS[split] and bool(0.985 < share < 1)
+    return photos.classes == tuple(official_classes()) and len(photos) == COUNTS[split] and bool(0.985 < share < 1)
 
 
-def _called(name: str) -> str:
-    """`n01440764 (tench)`."""
-    return f"{name} ({SYNSETS[name].partition(',')[0]})" if name in SYNSETS else name
+def _with_name(wnid: str) -> str:
+    """Add the first word of the synset to a WordNet id: `n01440764 (tench)`."""
+    words = official_classes().get(wnid)
+    return f"{wnid} ({words.partition(',')[0]})" if words else wnid

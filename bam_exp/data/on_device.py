@@ -1,27 +1,33 @@
-"""Batches from images that live on the device: order, crops and flips are a function of (seed, epoch, index)."""
+"""Data sets that fit into the memory of the device."""
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bam_exp.data.batches import Batches
+from bam_exp.data.dataset import Split
 
 
 class DeviceLoader(Batches):
-    """All images of a split as uint8 on the device; a batch is one gather of windows and one normalisation.
+    """Batches from images that are held on the device as uint8; a batch is one gather of windows and one normalisation.
 
-    The raw pixels are padded with zeros; where `pad` > 0 each sample is cropped at an offset uniform in 0 ... 2 * pad
-    in y and x, and with `flip` mirrored with probability 0.5: torchvision's `RandomCrop(size, padding=pad)`,
-    `RandomHorizontalFlip`, `ToDtype(scale=True)` and `Normalize(mean, std)`, to the bit at equal offsets. The store
-    holds every padded image, and its mirror image where `flip`: 480 MB for CIFAR's train set.
+    The raw pixels are padded with zeros. With `pad` > 0 each sample is cropped at an offset uniform in 0 ... 2 * pad in y
+    and x, and with `flip` it is mirrored with probability 0.5. At equal offsets the result equals torchvision's
+    `RandomCrop(size, padding=pad)`, `RandomHorizontalFlip`, `ToDtype(scale=True)` and `Normalize(mean, std)` to the bit.
+    Order, crops and flips are a function of (seed, epoch, index).
 
-    An epoch's draws are made on the CPU, so they are the same on any device, and move to the device once: no step waits
-    for it. An interrupted epoch goes on bitwise.
+    The device holds every padded image and, with `flip`, its mirror image: 480 MB for CIFAR's training set. The random
+    numbers of an epoch are drawn on the CPU, so that they are the same for any device, and move to the device once, so that
+    no step waits for them. An interrupted epoch continues bitwise.
 
-    images: uint8 N x 3 x H x W. labels: int64 N. mean, std: per channel, of pixels in 0 ... 1. Else see `Batches`.
+    Args:
+        images: uint8 N x 3 x H x W.
+        labels: int64 N.
+        mean, std: per channel, for pixels from 0 to 1.
+
+    Other arguments as in `Batches`.
     """
 
     def __init__(
@@ -52,19 +58,19 @@ class DeviceLoader(Batches):
         if flip:
             store[1] = store[0].flip(2)
         self._pitch, self._pixels = width, height * width
-        # Every H x W window of the store, by its first pixel: a crop is then an index into dimension 0.
+        # A view of every H x W window of the store, by its first pixel, in which a crop is an index into dimension 0.
         windows = store[..., 0].numel() - (self._height - 1) * width - self._width + 1
         self._windows = store.view(-1).as_strided(
             (windows, self._height, self._width * channels), (channels, width * channels, 1)
         )
         self._labels = labels.to(self.device)
-        # As long as a flattened window: a broadcast over an innermost dimension of 3 would not vectorise.
+        # Repeated to the length of a flattened window: broadcasting over an innermost dimension of 3 does not vectorise.
         repeats = self._height * self._width
         self._mean = torch.tensor(mean, dtype=torch.float32).repeat(repeats).to(self.device)
         self._std = torch.tensor(std, dtype=torch.float32).repeat(repeats).to(self.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A generator, whose body waits for the first batch: Lightning calls iter() before it announces the epoch.
+        # The body of a generator runs at the first batch, as it must: Lightning calls iter() before it announces the epoch.
         self._batch, self._first_batch = self._first_batch, 0
         began = time.perf_counter()
         order, windows = self._draw()
@@ -78,7 +84,7 @@ class DeviceLoader(Batches):
             began = time.perf_counter()
 
     def _draw(self) -> tuple[Tensor, Tensor]:
-        """The epoch's order and the first pixel of each sample's window in that order, both int64 on the device."""
+        """Return the epoch's order and, in that order, the first pixel of each sample's window; both int64 on the device."""
         generator = self._generator()
         y, x = torch.randint(2 * self.pad + 1, (2, self.count), generator=generator)
         mirrored = torch.randint(1 + self.flip, (self.count,), generator=generator)
@@ -99,20 +105,20 @@ class DeviceLoader(Batches):
 
 
 class OnDevice:
-    """A data set whose splits fit on the device: what `load` reads becomes a `DeviceLoader`."""
+    """Base class of data sets that fit on the device: serves what `load` reads through a `DeviceLoader`."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
     pad: int
     flip: bool
 
-    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        """Images uint8 N x 3 x H x W and labels int64 N."""
+    def load(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Return the images, uint8 N x 3 x H x W, and the labels, int64 N."""
         raise NotImplementedError
 
     def loader(
         self,
-        split: Literal["train", "test"],
+        split: Split,
         *,
         batch_size: int,
         seed: int,
@@ -120,7 +126,7 @@ class OnDevice:
         rank: int = 0,
         world_size: int = 1,
     ) -> DeviceLoader:
-        """Batches of a split on a device: the train set shuffled, with the data set's `pad` and `flip`; the test set as it is."""
+        """Return the batches of a split: training images shuffled and augmented by `pad` and `flip`, test images unchanged."""
         images, labels = self.load(split)
         train = split == "train"
         return DeviceLoader(

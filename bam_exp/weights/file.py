@@ -1,95 +1,62 @@
-"""Weights from elsewhere: torchvision's and the authors' checkpoints under the names here, kept as safetensors."""
+"""Weights as safetensors files, and copying them into a network."""
 
-import os
-import pickle
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file, save
+from torch import Tensor, contiguous_format, nn
 
-from bam_exp.backbones.backbone import Backbone
-from bam_exp.files import sync_folder
-from bam_exp.weights.released import from_released
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The weights in a file of torchvision or of the authors, under their names; nothing in it is executed.
-
-    Raises ValueError if it holds none.
-    """
-    # The variable overrides even an explicit weights_only=True.
-    forced = os.environ.pop("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", None)
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path}: not a checkpoint of plain weights ({_first_line(error)})") from error
-    finally:
-        if forced is not None:
-            os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = forced
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise ValueError(f"{path}: holds no state dict")
-    return {str(name): weight for name, weight in content.items()}
-
-
-def renamed(weights: Mapping[str, Tensor], network: Backbone) -> dict[str, Tensor]:
-    """Weights under torchvision's names, or the authors', under those of this network.
-
-    The authors' names are torchvision's, save for a prefix `module.` and the attentions, `bam1` to `bam3`, which stand
-    after `layer1` to `layer3` (MODELS/model_resnet.py of Jongchan/attention-module).
-    Raises ValueError for a weight that has no place here.
-    """
-    plain = {name.removeprefix("module."): weight for name, weight in weights.items()}
-    placed = {re.sub(r"^bam(\d+)\.", r"layer\1.attention.", name): one for name, one in from_released(plain).items()}
-    return network.from_torchvision(placed)
+from bam_exp.errors import DataError
+from bam_exp.files import write_atomically
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path, *, source: str) -> None:
-    """Write a safetensors file that `load_weights` reads; it appears whole or not at all. Raises ValueError."""
-    part = path.with_name(f".{path.name}.part")
+    """Write a safetensors file that `load_weights` reads; it appears as a whole or not at all. Raises DataError.
+
+    source: where the weights come from, which the metadata of the file records.
+    """
+    # safetensors refuses tensors that share memory, as tied weights do.
+    copies = {name: weight.clone(memory_format=contiguous_format) for name, weight in weights.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: one.contiguous() for name, one in weights.items()}, part, metadata={"source": source})
-        part.replace(path)
-        sync_folder(path.parent)
+        write_atomically(path, save(copies, metadata={"source": source}))
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
-        raise ValueError(f"{path}: cannot be written ({_first_line(error)})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        raise DataError(f"{path}: cannot be written ({reason})") from error
 
 
 def load_weights(network: nn.Module, path: Path, *, onto: bool = False) -> list[str]:
-    """`put_weights` of a safetensors file, which names itself in an error. Raises ValueError."""
+    """Apply `put_weights` to the weights in a safetensors file. Raises DataError."""
     try:
         weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a file of weights that bam_exp has written ({_first_line(error)})") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # SafetensorError, OSError, and for unknown types of numbers KeyError, among others
+        hint = "" if path.suffix == ".safetensors" else "; `bam-weights import` makes one from a checkpoint"
+        raise DataError(
+            f"{path}: not a file of weights that bam_exp has written ({first_line(error)}){hint}"
+        ) from error
     return put_weights(network, weights, source=path, onto=onto)
 
 
 def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: object, onto: bool = False) -> list[str]:
-    """Copy weights into a network, in place; returns the names of those that keep their values.
+    """Copy weights into a network in place, and return the names of the weights that keep their values.
 
-    Without `onto` there are none: every weight must be there, and fit. With it, for training on from weights of a
-    network without an attention or with other classes, attentions that are lacking and a classifier of another shape
-    keep theirs.
-    Raises ValueError, which names `source` and the first weight that is missing, superfluous or of another shape.
+    By default every weight of the network must be there and fit, so that none keeps its value. With `onto`, attentions that
+    are missing and a classifier of another shape keep theirs: for training on from the weights of a network without an
+    attention or with other classes.
+    Raises DataError, which names `source` and the first weight that is missing, superfluous, of another shape or type, or
+    not finite; the network is then unchanged.
     """
     own = network.state_dict()
     kept: list[str] = []
     if onto:
-        reshaped = {_layer(name) for name, one in weights.items() if name in own and one.shape != own[name].shape}
+        reshaped = {_layer(name) for name, weight in weights.items() if name in own and weight.shape != own[name].shape}
         replaced = {layer for layer in reshaped if layer.startswith("head.")}
-        weights = {name: one for name, one in weights.items() if _layer(name) not in replaced}
+        weights = {name: weight for name, weight in weights.items() if _layer(name) not in replaced}
         kept = [name for name in own if name not in weights and (_layer(name) in replaced or _of_an_attention(name))]
-    # num_batches_tracked is a count that PyTorch 0.4.0 did not have, and that is not used with a momentum.
+    # PyTorch 0.4.0 did not have the counter num_batches_tracked, which is not used with a momentum.
     missing = [n for n in own if n not in weights and n not in kept and not n.endswith(".num_batches_tracked")]
     superfluous = [name for name in weights if name not in own]
     if missing or superfluous:
@@ -97,15 +64,30 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: ob
         hint = ""
         if any(map(_of_an_attention, missing + superfluous)):
             hint = f"; the {'file' if missing else 'network'} has no such attention"
-        raise ValueError(
+        raise DataError(
             f"{source}: not of this network: {first} ({len(missing)} missing, {len(superfluous)} too many){hint}"
         )
-    for name, one in own.items():
-        if name in weights and weights[name].shape != one.shape:
-            sizes = " and should be ".join(" x ".join(map(str, size)) for size in (weights[name].shape, one.shape))
-            raise ValueError(f"{source}: not of this network: {name} is {sizes}")
+    for name in filter(weights.__contains__, own):
+        _check(weights[name], own[name], name, source)
     network.load_state_dict(weights, strict=False)
     return kept
+
+
+def _check(weight: Tensor, own: Tensor, name: str, source: object) -> None:
+    """Refuse a weight that cannot take the place of `own`. Raises DataError."""
+    if weight.shape != own.shape:
+        sizes = " and should be ".join(" x ".join(map(str, size)) or "a number" for size in (weight.shape, own.shape))
+        raise DataError(f"{source}: not of this network: {name} is {sizes}")
+    if weight.is_floating_point() != own.is_floating_point():
+        types = " and should be ".join(str(tensor.dtype).removeprefix("torch.") for tensor in (weight, own))
+        raise DataError(f"{source}: not of this network: {name} is {types}")
+    if not weight.isfinite().all():
+        raise DataError(f"{source}: {name} holds a NaN or an infinity; the training that made it has diverged")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).partition("\n")[0]
 
 
 def _layer(name: str) -> str:
@@ -114,7 +96,3 @@ def _layer(name: str) -> str:
 
 def _of_an_attention(name: str) -> bool:
     return ".attention." in name
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).partition("\n")[0]

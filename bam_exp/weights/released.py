@@ -1,4 +1,4 @@
-"""The names of the authors' published checkpoints, for weights of `attention=bam_released`."""
+"""The names in the authors' published checkpoints, for weights of `attention=bam_released`."""
 
 from collections.abc import Mapping
 
@@ -16,17 +16,17 @@ RELEASED_NAMES = {
     "spatial_att.gate_s.gate_s_bn_di_1.": "spatial.bn2.",
     "spatial_att.gate_s.gate_s_conv_final.": "spatial.conv3.",
 }
-"""Layers of the authors' BAM (MODELS/bam.py of Jongchan/attention-module) and of BAM(norm="released")."""
+"""Prefixes of layer names: in the authors' BAM (MODELS/bam.py of Jongchan/attention-module), and in BAM(norm="released")."""
 
 
 def from_released(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights with the authors' names of BAM's layers turned into BAM's own.
+    """Translate the authors' names of BAM's layers to BAM's own.
 
-    The state dict may be that of one BAM or of a whole network: what stands before a layer's name ("module.bam1.") and
-    every other key stay as they are.
+    The state dict may be that of one BAM or of a whole network. What precedes the name of a layer ("module.bam1.") is kept,
+    and so are all other keys.
     """
     renamed = {}
     for key, value in state_dict.items():
-        found = next((name for name in RELEASED_NAMES if name in key), None)
-        renamed[key.replace(found, RELEASED_NAMES[found]) if found else key] = value
+        prefix = next((name for name in RELEASED_NAMES if name in key), None)
+        renamed[key.replace(prefix, RELEASED_NAMES[prefix]) if prefix else key] = value
     return renamed

@@ -10,10 +10,9 @@ import numpy.typing as npt
 import pytest
 import torch
 import yaml
+from conftest import REPOSITORY
 
 from bam_exp.data import Shapes
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize(

@@ -1,44 +1,31 @@
 """Weights of torchvision and of the authors compute here what they compute there; what does not fit is refused by name."""
 
 import hashlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from conftest import REPOSITORY
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bam_exp import config
 from bam_exp.attention import BAM, attach
 from bam_exp.backbones import ResNet
 from bam_exp.build import build
-from bam_exp.config import Chosen
+from bam_exp.commands.weights import convert, main
+from bam_exp.config import Chosen, compose
 from bam_exp.weights import load_weights, read_checkpoint, save_weights
 
 RELEASED = ["backbone=resnet50_imagenet", "backbone.stride_in=3x3", "attention=bam_released"]
 RESNET18 = ["backbone=resnet18_imagenet", "attention=none"]
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("import_weights", REPOSITORY / "scripts/import_weights.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def network(words: list[str]) -> nn.Module:
-    return build(Chosen.of(config.compose(["data=imagenet", "recipe=imagenet", *words])))[1].eval()
+    return build(Chosen.of(compose(["data=imagenet", "recipe=imagenet", *words]))).network.eval()
 
 
 # --- the authors' ResNet-50 + BAM, from its printed names and formulas (paper notes; none of our modules) ------------
@@ -147,7 +134,7 @@ def released_logits(weights: dict[str, Tensor], x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_the_authors_checkpoint_computes_here_what_its_formulas_say(
-    script: ModuleType, released: dict[str, Tensor], tmp_path: Path, legacy: bool
+    released: dict[str, Tensor], tmp_path: Path, legacy: bool
 ) -> None:
     """A file as train_imagenet.py saved it, with PyTorch 0.4.1's format or today's."""
     checkpoint = {
@@ -156,7 +143,7 @@ def test_the_authors_checkpoint_computes_here_what_its_formulas_say(
     }  # fmt: skip
     source, made = tmp_path / "RESNET50_IMAGENET_BAM_best.pth.tar", tmp_path / "bam.safetensors"
     torch.save(checkpoint, source, _use_new_zipfile_serialization=not legacy)
-    script.convert(source, made, RELEASED)
+    convert(source, made, RELEASED)
     ours = network(RELEASED)
     assert load_weights(ours, made) == []
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -176,13 +163,11 @@ def test_the_authors_checkpoint_computes_here_what_its_formulas_say(
         (torchvision.models.squeezenet1_1, ["backbone=squeezenet_imagenet", "attention=none"]),
     ],
 )
-def test_torchvisions_weights_give_its_logits(
-    script: ModuleType, tmp_path: Path, theirs: Any, words: list[str]
-) -> None:
+def test_torchvisions_weights_give_its_logits(tmp_path: Path, theirs: Any, words: list[str]) -> None:
     torch.manual_seed(2)
     original = theirs(weights=None).eval()
     torch.save(original.state_dict(), tmp_path / "theirs.pth")
-    script.convert(tmp_path / "theirs.pth", tmp_path / "ours.safetensors", words)
+    convert(tmp_path / "theirs.pth", tmp_path / "ours.safetensors", words)
     ours = network(words)
     load_weights(ours, tmp_path / "ours.safetensors")
     images = torch.randn(2, 3, 64, 64)
@@ -194,11 +179,11 @@ def test_torchvisions_weights_give_its_logits(
 
 
 @pytest.fixture(scope="module")
-def plain(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """torchvision's ResNet-18, random, as a file of ours; its checkpoint stands beside it as theirs.pth."""
     folder = tmp_path_factory.mktemp("plain")
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), folder / "theirs.pth")
-    script.convert(folder / "theirs.pth", folder / "plain.safetensors", RESNET18)
+    convert(folder / "theirs.pth", folder / "plain.safetensors", RESNET18)
     return folder / "plain.safetensors"
 
 
@@ -269,18 +254,15 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, monkeypatch: pytest
         ({"conv1.weight": torch.ones(64, 3, 7, 7)}, "lacks stem.bn1.weight"),
     ],
 )
-def test_other_files_end_in_one_line(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, case: tuple[Any, str]
-) -> None:
+def test_other_files_end_in_one_line(tmp_path: Path, capsys: Any, case: tuple[Any, str]) -> None:
     content, message = case
     source, made = tmp_path / "some.pth", tmp_path / "some.safetensors"
     if isinstance(content, bytes):
         source.write_bytes(content)
     elif content is not None:
         torch.save(content, source)
-    monkeypatch.setattr("sys.argv", ["import_weights", str(source), str(made), *RESNET18])
     with pytest.raises(SystemExit) as ended:
-        script.main()
+        main(["import", str(source), str(made), *RESNET18])
     assert ended.value.code == 2
     shown = capsys.readouterr().err
     assert message in shown

@@ -1,4 +1,4 @@
-"""From the bytes of a photo to a square of pixels, as torchvision's transforms make it, on a CPU or batched on a GPU."""
+"""Turn the bytes of a photo into a square of pixels as torchvision's transforms do, on a CPU or batched on a GPU."""
 
 import io
 import math
@@ -19,13 +19,14 @@ Content = npt.NDArray[np.uint8]
 """The bytes of a file."""
 
 SCALE, RATIO, TRIES = (0.08, 1.0), (3 / 4, 4 / 3), 10
-"""Of torchvision's RandomResizedCrop: share of the area, width / height, and how often it tries to fit one in."""
+"""Parameters of torchvision's RandomResizedCrop: range of the area share, range of width / height, number of tries."""
 
 _PIXELS_AT_ONCE = 4 << 20
+"""Pixels of a channel that `random_squares` processes at once, which bounds its memory."""
 
 
 class Crop(NamedTuple):
-    """A rectangle of a photo in pixels, mirrored or not."""
+    """A rectangle of a photo in pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -35,9 +36,10 @@ class Crop(NamedTuple):
 
 
 def random_crop(seed: int, epoch: int, index: int, height: int, width: int) -> Crop:
-    """The crop of photo `index`, of this size, in an epoch: the distribution of torchvision's RandomResizedCrop and a flip.
+    """Draw the crop of photo `index` in an epoch, distributed as torchvision's RandomResizedCrop and a horizontal flip.
 
-    The random numbers are a function of (seed, epoch, index): Philox's raw words, which NumPy keeps over its versions.
+    The random numbers are a function of (seed, epoch, index). They are raw words of Philox, which NumPy guarantees not to
+    change between versions. height, width: of the photo.
     """
     key, counter = np.array([seed, epoch], dtype=np.uint64), np.array([0, index, 0, 0], dtype=np.uint64)
     words = np.random.Philox(key=key, counter=counter).random_raw(2 * TRIES + 3)
@@ -50,13 +52,13 @@ def random_crop(seed: int, epoch: int, index: int, height: int, width: int) -> C
         w, h = round(math.sqrt(target * ratio)), round(math.sqrt(target / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Crop(int(y * (height - h + 1)), int(x * (width - w + 1)), h, w, mirrored)
-    # None fitted: the middle of the photo, as much of it as the ratio allows.
+    # No try fitted: take the middle of the photo, as much of it as the ratio allows.
     w, h = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
     return Crop((height - h) // 2, (width - w) // 2, h, w, mirrored)
 
 
 def read(path: Path) -> Content:
-    """The bytes of a file. Raises DataError."""
+    """Read a file. Raises DataError."""
     try:
         return np.fromfile(path, dtype=np.uint8)
     except OSError as error:
@@ -64,39 +66,39 @@ def read(path: Path) -> Content:
 
 
 def decoded(content: Content, path: Path) -> Tensor:
-    """A photo of any kind that PIL reads as uint8 3 x H x W, its pixels PIL's, laid out H x W x 3. Raises DataError."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # a second, of which no other data has the use
+    """Decode any photo that PIL reads to uint8 3 x H x W, stored as H x W x 3, with PIL's pixels. Raises DataError."""
+    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, which other data sets need not wait for
 
     if content[:2].tobytes() == b"\xff\xd8":
         try:
             photo: Tensor = decode_jpeg(torch.from_numpy(content), mode=ImageReadMode.RGB)
-        except RuntimeError:  # PIL may read it all the same, or says in words what is wrong with it
-            pass
+        except RuntimeError:
+            pass  # PIL may still decode it, or give a clear reason why not.
         else:
             return photo
     return torch.from_numpy(np.array(_opened(content, path).convert("RGB"))).permute(2, 0, 1)
 
 
 def header(content: Content, path: Path) -> tuple[int, int, bool]:
-    """Height and width, and whether it is a JPEG with the colours that nvJPEG decodes. Raises DataError."""
+    """Return height, width, and whether the file is a JPEG with colours that nvJPEG decodes. Raises DataError."""
     photo = _opened(content, path, load=False)
     return photo.height, photo.width, photo.format == "JPEG" and photo.mode in ("RGB", "L")
 
 
 def random_square(photo: Tensor, crop: Crop, size: int) -> Tensor:
-    """A crop of uint8 3 x H x W resized to 3 x size x size: torchvision's `resized_crop` of a tensor, to the bit."""
+    """Crop uint8 3 x H x W and resize it to 3 x size x size, equal to torchvision's `resized_crop` of a tensor to the bit."""
     top, left, height, width, mirrored = crop
-    # Channels last, which a view of the photo does not say with N = 1: several times faster, the same pixels.
+    # Channels last is several times faster with the same pixels; with N = 1 a view of the photo would not count as such.
     part = photo.permute(1, 2, 0)[top : top + height, left : left + width].contiguous()[None].permute(0, 3, 1, 2)
     square = F.interpolate(part, (size, size), mode="bilinear", antialias=True)[0]
     return square.flip(2) if mirrored else square
 
 
 def central_square(content: Content, path: Path, size: int) -> Tensor:
-    """For evaluation: the middle size x size of a photo whose short side is made 256 / 224 times that; uint8 3 x size x size.
+    """Resize the short side of a photo to 256 / 224 of `size` and take the central crop, uint8 3 x size x size.
 
-    By PIL from file to pixels, as torchvision's reference does: its published accuracies hold for these pixels to the
-    bit. Raises DataError.
+    PIL does all of it, as in torchvision's reference evaluation, so that the pixels equal those of its published
+    accuracies to the bit. Raises DataError.
     """
     from torchvision.transforms.v2 import functional
 
@@ -111,17 +113,17 @@ def _opened(content: Content, path: Path, *, load: bool = True) -> Image.Image:
             photo.load()
     except MemoryError:
         raise
-    except Exception as error:  # a decoder fed with garbage raises whatever it comes across
+    except Exception as error:  # A decoder that is given garbage may raise anything.
         reason = "the file is empty" if not len(content) else str(error).partition(" <")[0]
         raise DataError(f"{path}: not a photo that can be decoded ({reason})") from error
     return photo
 
 
 def random_squares(photos: Sequence[Tensor], crops: Sequence[Crop], size: int) -> Tensor:
-    """`random_square` of many photos at once: uint8 N x 3 x size x size, channels last, on the photos' device.
+    """Apply `random_square` to many photos at once: uint8 N x 3 x size x size, channels last, on the photos' device.
 
-    A resampling is a matrix product with the rows and one with the columns: two products of a batch, whatever the sizes
-    of its photos. Differs from `random_square` by rounding: 1 of 255 in few pixels.
+    Resampling is a matrix product with the rows and one with the columns, so that a batch takes two products whatever the
+    sizes of its photos. Differs from `random_square` by rounding: by 1 of 255 in few pixels.
     """
     squares = photos[0].new_empty((len(photos), size, size, 3)).permute(0, 3, 1, 2)
     for chosen in _portions(crops):
@@ -134,7 +136,7 @@ def random_squares(photos: Sequence[Tensor], crops: Sequence[Crop], size: int) -
         planes[1:] += (3 * heights * widths).cumsum(0)[:-1, None]
         y = torch.arange(max(crops[i].height for i in chosen), device=squares.device)
         x = torch.arange(max(crops[i].width for i in chosen), device=squares.device)
-        # Beyond the edge of a crop its last row and column again, with weight zero.
+        # Beyond the edge of a crop, its last row and column are repeated with weight zero.
         rows = (tops[:, None] + torch.minimum(y, crop_heights[:, None] - 1)) * widths[:, None]
         columns = lefts[:, None] + torch.minimum(x, crop_widths[:, None] - 1)
         pixels = flat[planes[:, :, None, None] + rows[:, None, :, None] + columns[:, None, None, :]].float()
@@ -147,7 +149,7 @@ def random_squares(photos: Sequence[Tensor], crops: Sequence[Crop], size: int) -
 
 
 def _portions(crops: Sequence[Crop]) -> Iterator[list[int]]:
-    """The crops in groups of similar size which, padded to the largest, stay below a limit of memory."""
+    """Group crops of similar size so that each group, padded to its largest crop, stays below `_PIXELS_AT_ONCE`."""
     group: list[int] = []
     for i in sorted(range(len(crops)), key=lambda i: crops[i].height * crops[i].width):
         height, width = (max(crops[j][side] for j in (*group, i)) for side in (2, 3))
@@ -159,7 +161,7 @@ def _portions(crops: Sequence[Crop]) -> Iterator[list[int]]:
 
 
 def _resampling(lengths: Tensor, size: int, padded: int) -> Tensor:
-    """Weights N x size x padded that resample `lengths` pixels to `size`, bilinear with antialias as PIL and PyTorch do it."""
+    """Return weights N x size x padded that resample `lengths` pixels to `size` as PIL and PyTorch do: bilinear, antialiased."""
     lengths = lengths[:, None, None].float()
     scale = lengths / size
     outputs = (torch.arange(size, device=lengths.device)[:, None] + 0.5) * scale

@@ -1,0 +1,197 @@
+"""`bam-data cifar100`: downloading, by https only, ends with the official files or with one clear line."""
+
+import hashlib
+import io
+import re
+import shutil
+import ssl
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bam_exp.commands.data import main
+from bam_exp.data import CIFAR100, DataError, cifar100
+from bam_exp.data.download import fetch
+
+
+class Server(ThreadingHTTPServer):
+    """Serves one archive. ranges: honours Range. cut: bytes before an answer breaks off. to: where /moved leads."""
+
+    archive: bytes = b""
+    ranges = True
+    cut: int | None = None
+    to: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__(("localhost", 0), Answer)
+        self.asked: list[str | None] = []  # the Range of each request
+
+
+class Answer(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        asked = self.headers["Range"]
+        self.server.asked.append(asked)
+        if self.server.to and self.path == f"/moved/{cifar100.ARCHIVE}":
+            self.send_response(302)
+            self.send_header("Location", self.server.to)
+            self.end_headers()
+            return
+        if self.path != f"/mirror/{cifar100.ARCHIVE}":
+            self.send_error(404)
+            return
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.ranges else 0  # type: ignore[index]
+        body = self.server.archive[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.cut])
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Certificate and key for localhost, made here."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs the openssl command, to make a certificate")
+    folder = tmp_path_factory.mktemp("certificate")
+    files = folder / "certificate.pem", folder / "key.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    options = ["-addext", "subjectAltName=DNS:localhost", "-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run([*command.split(), *options], check=True, capture_output=True)
+    return files
+
+
+@pytest.fixture
+def server(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Serves a small archive, which takes the official one's place, and two members that nobody asked for."""
+    random = np.random.default_rng(0)
+    contents = {name: random.bytes(20_000) for name in cifar100.MD5}
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name in ["../escaped", "other", *(f"{cifar100.FOLDER}/{name}" for name in contents)]:
+            member = tarfile.TarInfo(name)
+            content = contents.get(name.rpartition("/")[2], b"unwanted")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    archive = packed.getvalue()
+    monkeypatch.setattr(cifar100, "MD5", {name: hashlib.md5(content).hexdigest() for name, content in contents.items()})
+    monkeypatch.setattr(cifar100, "ARCHIVE_MD5", hashlib.md5(archive).hexdigest())
+    monkeypatch.setattr(cifar100, "ARCHIVE_SIZE", len(archive))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    monkeypatch.setenv("no_proxy", "localhost")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with Server() as serving:
+        serving.archive = archive
+        serving.socket = context.wrap_socket(serving.socket, server_side=True)
+        thread = threading.Thread(target=serving.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+def mirror(server: Server, folder: str = "mirror") -> str:
+    return f"https://localhost:{server.server_port}/{folder}/"
+
+
+def files_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+FETCHED = {cifar100.ARCHIVE, *(f"{cifar100.FOLDER}/{name}" for name in cifar100.MD5)}
+
+
+def test_fetches_the_three_files_once(server: Server, tmp_path: Path) -> None:
+    root = tmp_path / "new" / "data"
+    cifar100.download(root, mirror=mirror(server))
+    CIFAR100(root).prepare()
+    assert files_in(tmp_path) == {f"new/data/{name}" for name in FETCHED}
+    cifar100.download(root, mirror=mirror(server))
+    assert len(server.asked) == 1
+
+
+def test_a_damaged_file_is_replaced_from_the_archive(server: Server, tmp_path: Path) -> None:
+    cifar100.download(tmp_path, mirror=mirror(server))
+    (tmp_path / cifar100.FOLDER / "train").write_bytes(b"damaged")
+    cifar100.download(tmp_path, mirror=mirror(server))
+    CIFAR100(tmp_path).prepare()
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_is_completed(server: Server, tmp_path: Path, ranges: bool) -> None:
+    server.ranges, server.cut = ranges, 10_000
+    with pytest.raises(DataError, match=r"ended after 10,000 of [\d,]+ bytes; the same command again continues"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+    assert files_in(tmp_path) == {f"{cifar100.ARCHIVE}.part"}
+    server.cut = None
+    cifar100.download(tmp_path, mirror=mirror(server))
+    CIFAR100(tmp_path).prepare()
+    assert files_in(tmp_path) == FETCHED
+    assert server.asked == [None, "bytes=10000-"]
+
+
+def test_a_wrong_digest_leaves_no_file(server: Server, tmp_path: Path) -> None:
+    server.archive = bytes(len(server.archive))
+    with pytest.raises(DataError, match=f"should have {cifar100.ARCHIVE_MD5}; it was deleted"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+    assert files_in(tmp_path) == set()
+
+
+def test_an_archive_with_another_file_inside_replaces_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cifar100.MD5, "train", "0" * 32)
+    with pytest.raises(DataError, match=f"{cifar100.FOLDER}/train is .* and should be 0000"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+    assert files_in(tmp_path) == {cifar100.ARCHIVE}
+
+
+def test_http_is_refused_even_as_a_redirect(server: Server, tmp_path: Path) -> None:
+    plain = mirror(server).replace("https:", "http:")
+    for address in (plain, "file:///etc", "localhost/mirror"):
+        with pytest.raises(DataError, match="only https addresses are fetched"):
+            cifar100.download(tmp_path, mirror=address)
+    assert server.asked == []
+    server.to = plain
+    with pytest.raises(DataError, match=f"{plain}: only https addresses are fetched"):
+        cifar100.download(tmp_path, mirror=mirror(server, "moved"))
+    assert len(server.asked) == 1
+    assert files_in(tmp_path) == set()
+
+
+def test_follows_a_redirect_with_the_range(server: Server, tmp_path: Path) -> None:
+    server.to = mirror(server) + cifar100.ARCHIVE
+    (tmp_path / f"{cifar100.ARCHIVE}.part").write_bytes(server.archive[:100])
+    cifar100.download(tmp_path, mirror=mirror(server, "moved"))
+    CIFAR100(tmp_path).prepare()
+    assert server.asked == ["bytes=100-"] * 2
+
+
+def test_a_server_that_nobody_vouches_for_is_refused(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(DataError, match="CERTIFICATE_VERIFY_FAILED"):
+        fetch(mirror(server) + cifar100.ARCHIVE, tmp_path / "file", md5="", size=1)
+
+
+def test_the_command_ends_with_one_line(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["cifar100", str(tmp_path), "--mirror", mirror(server)])
+    assert capsys.readouterr().out == f"CIFAR-100 is in {tmp_path / cifar100.FOLDER}\n"
+    with pytest.raises(SystemExit) as ended:
+        main(["cifar100", str(tmp_path / "other"), "--mirror", mirror(server) + "missing"])
+    assert ended.value.code == 2
+    assert re.fullmatch(r"bam-data: https://[^\n]*the server answers 404 Not Found\n", capsys.readouterr().err)
