@@ -139,11 +139,11 @@ def unpack(archive: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         try:
-            with tarfile.open(archive) as tar:
+            with tarfile.open(archive, "r:gz") as tar:
                 for name in MD5:
                     tar.extract(f"{FOLDER}/{name}", temporary, filter="data")
         except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, KeyError) as error:
-            raise DataError(f"{archive}: cannot be unpacked ({error})") from error
+            raise DataError(f"{archive}: cannot be unpacked ({' '.join(str(error).split())})") from error
         for name, md5 in MD5.items():
             extracted = Path(temporary, FOLDER, name)
             if (actual := md5_of(extracted)) != md5:

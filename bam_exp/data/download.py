@@ -108,12 +108,16 @@ def _complete(part: Path, url: str, size: int) -> str:
 
 def _copy(source: IO[bytes], file: IO[bytes], start: int, size: int, *, name: str) -> None:
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task(name, total=size, completed=start)
-        while start < size and (chunk := source.read(min(1 << 16, size - start))):
-            file.write(chunk)
-            start += len(chunk)
-            progress.advance(bar, len(chunk))
+    console = Console(stderr=True)
+    try:
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(name, total=size, completed=start)
+            while start < size and (chunk := source.read(min(1 << 16, size - start))):
+                file.write(chunk)
+                start += len(chunk)
+                progress.advance(bar, len(chunk))
+    finally:
+        console.show_cursor()  # Interrupted while it starts, the progress bar would leave the cursor hidden.
 
 
 class _HttpsRedirects(HTTPRedirectHandler):

@@ -1,8 +1,8 @@
-"""Shapes: a small data set that the package draws itself: every command works in minutes, without a download."""
+"""Shapes: a small data set that the package draws itself, so that every command can be tried without a download."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
+from bam_exp.data.dataset import Split
 from bam_exp.data.on_device import OnDevice
 from bam_exp.schema import checked
 
@@ -19,12 +20,12 @@ Mask = npt.NDArray[np.bool_]
 
 KINDS = ("disc", "square", "triangle", "cross", "ring")
 PLACES = ("above", "below", "beside", "inside")
-VERSION = 1  # of the drawing: raised with any change of a pixel
+VERSION = 1  # of the drawing; any change of a pixel raises it
 
 _SIZE = 32
 _MARGIN = 2  # pixels between the target and the border
 _BARS, _DECOYS, _DOTS = 4, 3, 5
-_DRAWS = 128  # random words per image for all of these; the noise has its own
+_DRAWS = 128  # random words per image for everything but the noise
 _NOISE_WORDS = 3 * _SIZE * _SIZE // 8
 _CHUNK = 250  # images drawn at once: the working set stays in the cache
 _DIRECTIONS = np.array([(1, 0), (0, 1), (1, 1), (1, -1)], dtype=np.int32)
@@ -35,15 +36,21 @@ class Shapes(OnDevice):
     """20 classes, each a *what* and a *where*: which shape has the white dot, and on which side of it the dot lies.
 
     The target is a striped disc, square, triangle, cross or ring of any colour, 7 to 15 pixels wide, anywhere in the
-    32 x 32 picture, with one white dot above, below, beside or inside it. Around it lie three more such shapes without
-    a white dot, five dots of other colours and four bars, on a colour gradient under noise. So colour must tell the
-    dot from the others (channels), and the dot must choose the shape and be related to it (space): without the dot, the
-    kinds of shape in the picture say next to nothing. A horizontal flip keeps the label, and so does a crop with `pad`
-    up to 2, which leaves the target whole.
+    32 x 32 picture, with one white dot above, below, beside or inside it. Around it are three more such shapes without a
+    white dot, five dots of other colours and four bars, on a colour gradient under noise. A network must therefore tell
+    the white dot from the others by its colour (channels) and relate it to a shape (space); without the dot, the shapes in
+    a picture reveal almost nothing about its class. A horizontal flip keeps the label, and so does a crop with `pad` up to
+    2, which leaves the target whole.
 
-    Classes are equally frequent: image i is of class i % 20. Its pixels are a function of (seed, split, i) alone, by
-    Philox's raw numbers and integer arithmetic: the same on every machine, whatever the sizes, which are multiples of
-    20. mean, std: of the train set's pixels in 0 ... 1. `root` is not used.
+    Classes are equally frequent: image i belongs to class i % 20. Its pixels are a function of (seed, split, i) alone,
+    computed from Philox's raw numbers by integer arithmetic, so that they are the same on every machine and for any size of
+    the splits. `mean` and `std` are those of the training set's pixels, scaled to 0 ... 1.
+
+    Args:
+        root: not used, because there are no files.
+        seed: of the drawing.
+        train_size, test_size: images of each split, multiples of 20.
+        pad, flip: augmentation of the training set, as in `DeviceLoader`.
     """
 
     num_classes = len(KINDS) * len(PLACES)
@@ -66,24 +73,24 @@ class Shapes(OnDevice):
         self.digest = f"shapes version {VERSION}, seed {seed}, {train_size} + {test_size} images"
 
     def prepare(self) -> None:
-        """Nothing to do: there are no files."""
+        """Do nothing: there are no files."""
 
-    def load(self, split: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
-        """Draw a split, 10,000 images in about 2 s: images uint8 N x 3 x 32 x 32, labels int64 N."""
+    def load(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Draw a split, 10,000 images in about 2 s: images uint8 N x 3 x 32 x 32, and labels int64 N."""
         images, _, labels = self._draw(split)
         return torch.from_numpy(images), torch.from_numpy(labels)
 
-    def masks(self, split: Literal["train", "test"]) -> Tensor:
-        """The pixels of the target, shape and white dot: bool N x 32 x 32, in the order of `load`."""
+    def masks(self, split: Split) -> Tensor:
+        """Return the masks of the targets (shape and white dot), bool N x 32 x 32, in the order of `load`."""
         return torch.from_numpy(self._draw(split)[1])
 
     def class_names(self) -> list[str]:
-        """`disc-above`, `disc-below`, ... in the order of the labels."""
+        """Names of the classes, in the order of the labels: `disc-above`, `disc-below`, ..."""
         return [f"{kind}-{place}" for kind in KINDS for place in PLACES]
 
-    def _draw(self, split: Literal["train", "test"]) -> tuple[Bytes, Mask, npt.NDArray[np.int64]]:
+    def _draw(self, split: Split) -> tuple[Bytes, Mask, npt.NDArray[np.int64]]:
         count = self.train_size if split == "train" else self.test_size
-        # Raw words: NumPy keeps these over its versions, which it does not promise for a Generator's methods.
+        # NumPy guarantees raw words not to change between versions, unlike the methods of a Generator.
         stream = np.random.Philox(key=np.array([self.seed, split == "test"], dtype=np.uint64))
         images = np.empty((count, 3, _SIZE, _SIZE), dtype=np.uint8)
         masks = np.empty((count, _SIZE, _SIZE), dtype=np.bool_)
@@ -98,28 +105,28 @@ class Shapes(OnDevice):
 
 
 class _Numbers:
-    """Random numbers for N images at once: the next word of each."""
+    """Random numbers for N images at once; each call uses the next word of every image."""
 
     def __init__(self, raw: npt.NDArray[np.uint64]) -> None:
         self._columns: Iterator[npt.NDArray[np.uint64]] = iter(raw[:, :_DRAWS].T)
 
     def below(self, bound: int | Integers) -> Integers:
-        """Uniform in 0 ... bound - 1, N."""
+        """Integers uniform in 0 ... bound - 1, shape N."""
         return np.asarray(next(self._columns) % np.asarray(bound, dtype=np.uint64), dtype=np.int32)
 
     def colour(self, low: int, high: int) -> Integers:
-        """Uniform in low ... high - 1 in each channel, N x 3."""
+        """Colours uniform in low ... high - 1 in each channel, shape N x 3."""
         return low + np.stack([self.below(high - low) for _ in range(3)], axis=1)
 
     def direction(self) -> Integers:
-        """Right, down or a diagonal, N x 2."""
+        """Directions (right, down or a diagonal), shape N x 2."""
         return _DIRECTIONS[self.below(len(_DIRECTIONS))]
 
 
 def _draw_pictures(label: Integers, numbers: _Numbers, noise: Bytes) -> tuple[Bytes, Mask]:
-    """Pictures of the given classes N x 3 x 32 x 32, and the masks of their targets N x 32 x 32."""
+    """Draw pictures of the given classes, N x 3 x 32 x 32, and the masks of their targets, N x 32 x 32."""
     kind, place = label // len(PLACES), label % len(PLACES)
-    # Where the white dot lies from the centre of the shape, and then where the two fit into the picture.
+    # The position of the white dot relative to the shape's centre, and then the places where both fit into the picture.
     radius, side, slip = 4 + numbers.below(4), 2 * numbers.below(2) - 1, numbers.below(3) - 1
     gap, centre = radius + 3, np.zeros_like(radius)
     dot_x = np.choose(place, [slip, slip, side * gap, centre])
@@ -135,14 +142,14 @@ def _draw_pictures(label: Integers, numbers: _Numbers, noise: Bytes) -> tuple[By
         bar = _bar(numbers.below(_SIZE), numbers.below(_SIZE), numbers.direction(), 1 + numbers.below(10))
         _paint(picture, bar, numbers.colour(20, 190))
     for decoy in range(_DECOYS):
-        # 12 pixels or more from the white dot, in x or in y: plainly not the shape that has it.
+        # At least 12 pixels from the white dot in x or in y, so that it is clearly not the shape that has the dot.
         far, anywhere = 12 + numbers.below(9), numbers.below(_SIZE)
         decoy_x, decoy_y = (dot_x + far, anywhere) if decoy % 2 == 0 else (anywhere, dot_y + far)
         decoy_x, decoy_y = decoy_x % _SIZE, decoy_y % _SIZE
         shape = _shape(numbers.below(len(KINDS)), decoy_x, decoy_y, 4 + numbers.below(4))
         _paint_shape(picture, shape, decoy_x, decoy_y, numbers)
     for _ in range(_DOTS):
-        # One channel full, another off: as bright as the white dot, but never white.
+        # With one channel full and another off, a dot is as bright as the white one but never white.
         colour, full, off = numbers.colour(0, 256), numbers.below(3), 1 + numbers.below(2)
         rows = np.arange(len(colour))
         colour[rows, full], colour[rows, (full + off) % 3] = 255, 0
@@ -161,7 +168,7 @@ def _paint(picture: Integers, where: Mask, colour: Integers) -> None:
 
 
 def _paint_shape(picture: Integers, shape: Mask, x: Integers, y: Integers, numbers: _Numbers) -> None:
-    """Paint a shape around (x, y) in stripes of a colour and half of it."""
+    """Paint a shape around (x, y) in stripes of a colour and of half its brightness."""
     direction, width, phase = numbers.direction(), 2 + numbers.below(2), numbers.below(4)
     stripe = (_along(x, y, direction) + phase[:, None, None]) // width[:, None, None]
     colour = numbers.colour(0, 200)
@@ -170,7 +177,7 @@ def _paint_shape(picture: Integers, shape: Mask, x: Integers, y: Integers, numbe
 
 
 def _gradient(corners: list[Integers]) -> Integers:
-    """Bilinear between the colours of the corners, N x 3 x 32 x 32."""
+    """Interpolate bilinearly between the colours of the corners, N x 3 x 32 x 32."""
     last = _SIZE - 1
     weights = ((last - _Y) * (last - _X), (last - _Y) * _X, _Y * (last - _X), _Y * _X)
     total = sum(corner[:, :, None, None] * weight for corner, weight in zip(corners, weights, strict=True))
@@ -178,25 +185,25 @@ def _gradient(corners: list[Integers]) -> Integers:
 
 
 def _along(x: Integers, y: Integers, direction: Integers) -> Integers:
-    """How far each pixel lies from (x, y) in a direction, N x 32 x 32."""
+    """Return the signed distance of each pixel from (x, y) along a direction, N x 32 x 32."""
     right, down = direction[:, :1, None], direction[:, 1:, None]
     return np.asarray(right * (_X - x[:, None, None]) + down * (_Y - y[:, None, None]), dtype=np.int32)
 
 
 def _bar(x: Integers, y: Integers, direction: Integers, half_length: Integers) -> Mask:
-    """A line about 3 pixels thick in a direction, N x 32 x 32."""
+    """Return the mask of a line about 3 pixels thick in a direction, N x 32 x 32."""
     across = direction[:, ::-1] * np.array([-1, 1], dtype=np.int32)
     long = np.abs(_along(x, y, direction)) <= half_length[:, None, None]
     return np.asarray(long & (np.abs(_along(x, y, across)) <= 1))
 
 
 def _dot(x: Integers, y: Integers) -> Mask:
-    """3 x 3 pixels around (x, y), N x 32 x 32."""
+    """Return the mask of the 3 x 3 pixels around (x, y), N x 32 x 32."""
     return np.asarray((np.abs(_X - x[:, None, None]) <= 1) & (np.abs(_Y - y[:, None, None]) <= 1))
 
 
 def _shape(kind: Integers, x: Integers, y: Integers, radius: Integers) -> Mask:
-    """A shape that reaches at most `radius` pixels from (x, y) in x and y, N x 32 x 32."""
+    """Return the mask of a shape that reaches at most `radius` pixels from (x, y) in x and y, N x 32 x 32."""
     r, dx, dy = radius[:, None, None], np.abs(_X - x[:, None, None]), _Y - y[:, None, None]
     square_distance = dx**2 + dy**2
     disc = square_distance <= r**2 + r // 2

@@ -1,14 +1,22 @@
 """`bam-data cifar100`: downloading, by https only, ends with the official files or with one clear line."""
 
+import errno
 import hashlib
 import io
+import os
+import pty
 import re
 import shutil
+import signal
 import ssl
 import subprocess
+import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,12 +29,17 @@ from bam_exp.data.download import fetch
 
 
 class Server(ThreadingHTTPServer):
-    """Serves one archive. ranges: honours Range. cut: bytes before an answer breaks off. to: where /moved leads."""
+    """Serves one archive.
+
+    ranges: honours Range. cut: bytes before an answer breaks off. to: where /moved leads. gate: opened to let an answer
+    pass its first 1,000 bytes.
+    """
 
     archive: bytes = b""
     ranges = True
     cut: int | None = None
     to: str | None = None
+    gate: threading.Event | None = None
 
     def __init__(self) -> None:
         super().__init__(("localhost", 0), Answer)
@@ -48,11 +61,18 @@ class Answer(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and self.server.ranges else 0  # type: ignore[index]
+        if start >= len(self.server.archive):
+            self.send_error(416)
+            return
         body = self.server.archive[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: self.server.cut])
+        with suppress(OSError):  # the client may be gone
+            self.wfile.write(body[:1000])
+            if self.server.gate is not None:
+                self.server.gate.wait(60)
+            self.wfile.write(body[1000 : self.server.cut])
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -195,3 +215,169 @@ def test_the_command_ends_with_one_line(server: Server, tmp_path: Path, capsys: 
         main(["cifar100", str(tmp_path / "other"), "--mirror", mirror(server) + "missing"])
     assert ended.value.code == 2
     assert re.fullmatch(r"bam-data: https://[^\n]*the server answers 404 Not Found\n", capsys.readouterr().err)
+
+
+# --- faults ---
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError
+
+
+def test_two_downloads_at_once_fetch_the_archive_once(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.gate = threading.Event()
+    with ThreadPoolExecutor(2) as threads:
+        downloads = [threads.submit(cifar100.download, tmp_path, mirror=mirror(server)) for _ in range(2)]
+        shown = ""
+
+        def one_waits() -> bool:
+            nonlocal shown
+            shown += capfd.readouterr().err
+            return "waiting for another process that has begun to download" in shown
+
+        wait_until(one_waits)
+        server.gate.set()
+        for download in downloads:
+            download.result()
+    assert server.asked == [None]
+    CIFAR100(tmp_path).prepare()
+    assert files_in(tmp_path) == FETCHED
+
+
+@pytest.mark.parametrize(
+    ("size", "requests"), [(100, ["bytes=100-", None]), (70_000, [None]), (59_000, ["bytes=59000-", None])]
+)
+def test_a_damaged_part_is_downloaded_anew(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], size: int, requests: list[str | None]
+) -> None:
+    """Shorter than the archive, longer, and nearly complete."""
+    (tmp_path / f"{cifar100.ARCHIVE}.part").write_bytes(b"x" * size)
+    cifar100.download(tmp_path, mirror=mirror(server))
+    CIFAR100(tmp_path).prepare()
+    assert server.asked == requests
+    assert "was damaged, so the download starts again" in capsys.readouterr().err
+
+
+def test_a_part_beyond_the_servers_file_is_downloaded_anew(server: Server, tmp_path: Path) -> None:
+    whole, server.archive = server.archive, server.archive[:500]
+    (tmp_path / f"{cifar100.ARCHIVE}.part").write_bytes(whole[:600])
+    with pytest.raises(DataError, match=r"ended after 500 of [\d,]+ bytes"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+    assert server.asked == ["bytes=600-", None]
+
+
+def test_a_damaged_archive_is_downloaded_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / cifar100.ARCHIVE).write_bytes(server.archive[:-1])
+    cifar100.download(tmp_path, mirror=mirror(server))
+    CIFAR100(tmp_path).prepare()
+
+
+def test_too_small_a_disk_is_said_before_the_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match=f"{tmp_path}: the disk has 10 bytes left, and the download needs"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+    assert server.asked == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_disk_that_fills_up_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{cifar100.ARCHIVE}.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"gz.part: cannot be written \(No space left on device\); the same command"):
+        cifar100.download(tmp_path, mirror=mirror(server))
+
+
+def test_a_folder_that_cannot_be_made_is_named(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match=rf"^{tmp_path}/file[^\n]*$"):
+            cifar100.download(root, mirror=mirror(server))
+
+
+def test_a_full_disk_while_unpacking_is_one_line(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "extract", full)
+        with pytest.raises(DataError, match=rf"{tmp_path}/{cifar100.FOLDER}: No space left on device"):
+            cifar100.download(tmp_path, mirror=mirror(server))
+    cifar100.download(tmp_path, mirror=mirror(server))
+    CIFAR100(tmp_path).prepare()
+    assert files_in(tmp_path) == FETCHED
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-3000], lambda _: b"", lambda _: b"garbage" * 1000])
+def test_an_archive_that_cannot_be_unpacked_is_named(
+    server: Server, tmp_path: Path, damage: Callable[[bytes], bytes]
+) -> None:
+    archive = tmp_path / "archive.tar.gz"
+    archive.write_bytes(damage(server.archive))
+    with pytest.raises(DataError, match=rf"^{archive}: cannot be unpacked[^\n]*$"):
+        cifar100.unpack(archive, tmp_path / "folder")
+    assert files_in(tmp_path / "folder") == set()
+
+
+def test_a_home_folder_in_quotes_is_found(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    main(["cifar100", "~/data", "--mirror", mirror(server)])
+    assert files_in(tmp_path / "home/data") == FETCHED
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(SystemExit) as ended:
+        main(["cifar100", "~nobody-of-this-name/data"])
+    assert ended.value.code == 2
+    assert "there is no such home folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_gives_the_cursor_back_and_the_same_command_continues(server: Server, tmp_path: Path) -> None:
+    server.gate = threading.Event()
+    command = ["cifar100", str(tmp_path / "my data"), "--mirror", mirror(server)]
+    program = (
+        "from bam_exp.data import cifar100; from bam_exp.commands.data import main;"
+        f"cifar100.ARCHIVE_SIZE = {len(server.archive)}; main({command})"
+    )
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-c", program], stderr=its_end, env={**os.environ, "TERM": "xterm"})
+    os.close(its_end)
+    part = tmp_path / "my data" / f"{cifar100.ARCHIVE}.part"
+    shown = os.read(terminal, 4096)
+    wait_until(lambda: server.asked and part.exists())
+    while b"\x1b[?25l" not in shown:  # the bar hides the cursor
+        shown += os.read(terminal, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    server.gate.set()
+    with suppress(OSError):  # Linux reports the end of a terminal as an error
+        while chunk := os.read(terminal, 4096):
+            shown += chunk
+    os.close(terminal)
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")
+    lines = shown.decode().splitlines()
+    assert "Traceback" not in shown.decode()
+    assert lines[-1].replace("\x1b[?25h", "") == (
+        f"bam-data: interrupted; continue with: bam-data cifar100 '{tmp_path}/my data' --mirror {mirror(server)}"
+    )
+    cifar100.download(tmp_path / "my data", mirror=mirror(server))
+    CIFAR100(tmp_path / "my data").prepare()
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["cifar100"], ["mnist", "DIR"], ["imagenet", "DIR"], ["cifar100", "DIR", "--fast"]]
+)
+def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert "bam-data" in capsys.readouterr().err.splitlines()[-1]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -18,6 +19,7 @@ from bam_exp.backbones import ResNet
 from bam_exp.build import build
 from bam_exp.commands.weights import convert, main
 from bam_exp.config import Chosen, compose
+from bam_exp.errors import DataError
 from bam_exp.weights import load_weights, read_checkpoint, save_weights
 
 RELEASED = ["backbone=resnet50_imagenet", "backbone.stride_in=3x3", "attention=bam_released"]
@@ -275,3 +277,128 @@ def test_a_file_that_is_no_safetensors_is_refused(plain: Path, tmp_path: Path) -
     for name in ("cut.safetensors", "absent.safetensors"):
         with pytest.raises(ValueError, match=f"{name}: not a file of weights"):
             load_weights(resnet18(), tmp_path / name)
+
+
+def spoilt(content: bytes) -> Iterator[bytes]:
+    """Cut off and with wrong bytes, in many places."""
+    random = np.random.default_rng(0)
+    yield b""
+    for _ in range(150):
+        yield content[: random.integers(len(content))]
+        damaged = bytearray(content)
+        for place in random.integers(len(content), size=3):
+            damaged[place] = random.integers(256)
+        yield bytes(damaged)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_damaged_checkpoint_is_read_or_refused_in_one_line(
+    tmp_path: Path, legacy: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "some.pth"
+    torch.save({"state_dict": {"a": torch.ones(3)}}, path, _use_new_zipfile_serialization=not legacy)
+    refused: list[str] = []
+    for content in spoilt(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            read_checkpoint(path)
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 150
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refused)
+    assert not [warning for warning in recwarn if "pickle protocol" in str(warning.message)]
+
+
+def test_a_damaged_weights_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    path, layer = tmp_path / "some.safetensors", nn.Linear(3, 2)
+    save_weights(layer.state_dict(), path, source="here")
+    refused: list[str] = []
+    for content in spoilt(path.read_bytes()):
+        path.write_bytes(content)
+        try:
+            load_weights(layer, path)
+        except DataError as error:
+            refused.append(str(error))
+    assert len(refused) > 150
+    assert all(line.startswith(f"{path}: ") and "\n" not in line for line in refused)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda weight: weight.fill_(torch.nan), "weight holds a NaN or an infinity"),
+        (lambda weight: weight.index_fill_(0, torch.tensor([1]), -torch.inf), "weight holds a NaN or an infinity"),
+        (lambda weight: weight.to(torch.int64), "weight is int64 and should be float32"),
+        (lambda weight: weight.to(torch.complex64), "weight is complex64 and should be float32"),
+        (lambda weight: weight[0], "weight is 3 and should be 2 x 3"),
+    ],
+)
+def test_weights_that_cannot_be_right_are_refused_and_change_nothing(tmp_path: Path, spoil: Any, message: str) -> None:
+    layer = nn.Linear(3, 2)
+    before = {name: weight.clone() for name, weight in layer.state_dict().items()}
+    path = tmp_path / "some.safetensors"
+    save_weights({"weight": spoil(torch.zeros(2, 3)), "bias": torch.zeros(2)}, path, source="here")
+    with pytest.raises(DataError, match=f"some.safetensors: .*{message}"):
+        load_weights(layer, path)
+    assert all(torch.equal(weight, before[name]) for name, weight in layer.state_dict().items())
+
+
+def test_half_precision_weights_are_converted(tmp_path: Path) -> None:
+    layer = nn.Linear(3, 2)
+    save_weights(
+        {"weight": torch.full((2, 3), 0.5).half(), "bias": torch.zeros(2)}, tmp_path / "h.safetensors", source="here"
+    )
+    load_weights(layer, tmp_path / "h.safetensors")
+    assert (layer.weight == 0.5).all()
+    assert layer.weight.dtype == torch.float32
+
+
+def test_a_checkpoint_given_as_a_weights_file_gets_the_command(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(3)}, tmp_path / "some.pth")
+    with pytest.raises(DataError, match=r"some.pth: not a file of weights .*`bam-weights import` makes one"):
+        load_weights(nn.Linear(3, 2), tmp_path / "some.pth")
+
+
+def test_tied_weights_are_saved_one_by_one(tmp_path: Path) -> None:
+    weight = torch.ones(4, 3)
+    save_weights({"a": weight, "b": weight, "c": weight.T}, tmp_path / "tied.safetensors", source="here")
+    with safe_open(tmp_path / "tied.safetensors", "pt") as file:
+        assert all(torch.equal(file.get_tensor(name), expected) for name, expected in (("a", weight), ("c", weight.T)))
+
+
+def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "w.safetensors", tmp_path):
+        with pytest.raises(DataError, match=rf"^{path}: cannot be written [^\n]*$"):
+            save_weights({"a": torch.ones(3)}, path, source="here")
+    assert [path.name for path in tmp_path.rglob("*")] == ["file"]
+
+
+def test_diverged_weights_are_not_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = torchvision.models.resnet18(weights=None).state_dict()
+    weights["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(tmp_path / "nan.pth"), str(tmp_path / "nan.safetensors"), *RESNET18])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"bam-weights: {tmp_path}/nan.pth: stages.0.0.branch.conv1.weight holds a NaN")
+    assert not (tmp_path / "nan.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["backbone=resnet81_imagenet"], "there is no such backbone"),
+        (["backbone=resnet18_imagenet", "attention.colour=red"], "colour"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_a_network_that_does_not_exist_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["import", str(tmp_path / "x.pth"), str(tmp_path / "x.safetensors"), *overrides])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
