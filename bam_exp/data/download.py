@@ -110,7 +110,7 @@ def _copy(source: IO[bytes], file: IO[bytes], start: int, size: int, *, name: st
     columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     try:
-        with Progress(*columns, console=console) as progress:
+        with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as progress:
             bar = progress.add_task(name, total=size, completed=start)
             while start < size and (chunk := source.read(min(1 << 16, size - start))):
                 file.write(chunk)
