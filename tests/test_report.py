@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -126,12 +127,17 @@ def test_readme_and_docs_say_what_the_store_holds() -> None:
     for name in ("demo", "cpu"):
         assert all(row in cells(REPOSITORY / "README.md") for row in cells(RESULTS / f"{name}.md"))
 
-    from bam_exp.runs import run_of
+    from bam_exp.runs import Run, run_of
 
     tables.register()
     table = tables.load_table("cpu")
     store = pd.read_csv(RESULTS / "runs.csv").set_index("fingerprint").top1_error
-    errors = {row.label: [store[run_of(row, seed).fingerprint] for seed in table.seeds] for row in table.rows}
+
+    def error(run: Run) -> float:
+        [found] = [value for fingerprint, value in store.items() if run.schema_of(fingerprint)]
+        return found
+
+    errors = {row.label: [error(run_of(row, seed)) for seed in table.seeds] for row in table.rows}
     means = {label: sum(each) / len(each) for label, each in errors.items()}
     baseline, *others = errors
     bounds = dunnett(*(errors[label] for label in others), control=errors[baseline]).confidence_interval()
@@ -165,6 +171,69 @@ def test_a_stale_run_is_named_and_not_in_the_table(bam_tables: Command, tmp_path
     assert bam_tables("report", "table1a").code == 0
     assert rows(tmp_path / "results/table1a.csv")["r8"]["n"] == "0"
     assert "Stale" in (tmp_path / "results/table1a.md").read_text()
+
+
+def older(folder: Path, precision: str) -> None:
+    """Let a finished run be one of schema 1, computed in this precision."""
+    from bam_exp.runs import run_of
+    from bam_exp.tables import load_table
+
+    for name in ("run.json", "result.json"):
+        content = json.loads((folder / name).read_text())
+        run = run_of(next(row for row in load_table("table1a").rows if row.name == "r8"), int(folder.name[4:]))
+        content |= {"fingerprint": run._fingerprint(1), "figures_from": {**content["figures_from"], "schema": 1}}
+        if name == "result.json":
+            content |= {"schema": 1, "hardware": {**content["hardware"], "precision": precision}}
+        (folder / name).write_text(json.dumps(content))
+
+
+def test_figures_of_schema_1_stand_with_a_footnote_until_there_are_new_ones(bam_tables: Command, tmp_path: Path) -> None:
+    older(fake_result(tmp_path, 20.0, seed=0), "bfloat16")
+    older(fake_result(tmp_path, 21.0, seed=1), "bfloat16")
+    assert "tie at the top counted as an error" in bam_tables("report", "table1a").out
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["top1_error"] == "20.50"
+    fake_result(tmp_path, 19.0, seed=2)
+    assert "seed1 is of an earlier version" in bam_tables("report", "table1a").out
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["top1_error"] == "19.00"
+    shutil.rmtree(tmp_path / "runs")
+    fake_result(tmp_path, 18.0, seed=0)  # beside its own line of schema 1
+    bam_tables("report", "table1a")
+    row = rows(tmp_path / "results/table1a.csv")["r8"]
+    assert (row["top1_error"], row["n"]) == ("18.50", "2")
+
+
+def test_figures_of_schema_1_in_float32_are_what_they_were(bam_tables: Command, tmp_path: Path) -> None:
+    older(fake_result(tmp_path, 20.0, seed=0), "float32")
+    fake_result(tmp_path, 21.0, seed=1)
+    assert "earlier version" not in bam_tables("report", "table1a").out
+    assert rows(tmp_path / "results/table1a.csv")["r8"]["top1_error"] == "20.50"
+
+
+@pytest.mark.parametrize(
+    ("precision", "finished", "reason"),
+    [
+        ("float32", True, None),
+        ("bfloat16", True, "schema 1, now 2): logits were bfloat16"),
+        ("bfloat16", False, "schema 1, now 2): it is unfinished"),
+        ("float32", False, "schema 1, now 2): it is unfinished"),
+    ],
+)
+def test_a_folder_of_schema_1_is_done_or_refused_with_the_reason(
+    tmp_path: Path, precision: str, finished: bool, reason: str | None
+) -> None:
+    from bam_exp.runs import result_of, run_of
+    from bam_exp.tables import load_table
+
+    folder = fake_result(tmp_path, 20.0)
+    older(folder, precision)
+    if not finished:
+        (folder / "result.json").unlink()
+    run = run_of(next(row for row in load_table("table1a").rows if row.name == "r8"), 0, [f"output_dir={tmp_path}"])
+    if reason is None:
+        assert result_of(run)["metrics"]["top1_error"] == 20.0
+    else:
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            result_of(run)
 
 
 def test_a_spoilt_store_is_refused_and_kept(bam_tables: Command, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ParamSpec
 
+import torch
 from torch import Tensor, nn
 
 P = ParamSpec("P")
@@ -25,6 +26,8 @@ class Seam:
 
 class Backbone(nn.Module):
     """Stem, stages, head: from (N, 3, H, W) images, H and W at least `min_size`, to (N, num_classes) logits.
+
+    Under autocast the head computes in float32, so the logits are float32 too.
 
     `seams` holds, in the order of the forward pass, the places of each kind that the backbone has:
     `bottleneck`: where the map is about to shrink;
@@ -51,7 +54,24 @@ class Backbone(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.stages(self.stem(x)))
+        features = self.stages(self.stem(x))
+        if not torch.jit.is_scripting():
+            return self._logits(features)
+        logits: Tensor = self.head(features)
+        return logits
+
+    @torch.jit.unused
+    def _logits(self, features: Tensor) -> Tensor:
+        """What the head makes of the last map, in float32 under autocast.
+
+        In bfloat16 a logit has 8 significant bits, and in one image of fifty several classes share the highest.
+        """
+        logits: Tensor
+        if features.is_meta or not torch.is_autocast_enabled(features.device.type):
+            logits = self.head(features)
+            return logits
+        with torch.autocast(features.device.type, enabled=False):
+            logits = self.head(features.float())
         return logits
 
     def torchvision_names(self) -> dict[str, str]:

@@ -137,6 +137,15 @@ def all_reduce_max(*values: int) -> list[int]:
     return [int(value) for value in found]
 
 
+def all_gather(value: Any) -> list[Any]:
+    """The picklable value of every rank, in the order of the ranks."""
+    if size() == 1:
+        return [value]
+    values: list[Any] = [None] * size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 def broadcast(value: Any) -> Any:
     """Broadcast a JSON-serialisable value from rank 0."""
     return _group.broadcast(value)

@@ -14,7 +14,7 @@ from typing import Any
 
 from bam_exp.errors import ConfigError
 from bam_exp.files import read_json, write_atomically
-from bam_exp.runs.run import Run
+from bam_exp.runs.run import SCHEMA, Run, superseded
 
 BEGUN = "run.json"
 RESULT = "result.json"
@@ -42,10 +42,16 @@ def result_of(run: Run) -> dict[str, Any] | None:
             raise ConfigError(
                 f"{file}: not a file of bam_exp ({error}); move its folder away to run it again"
             ) from error
-        if fingerprint != run.fingerprint:
+        schema = run.schema_of(fingerprint)
+        if schema is None:
             raise ConfigError(
                 f"{run.folder}: holds a run with another fingerprint ({fingerprint}, this one is {run.fingerprint}): the same "
                 f"name, but {_difference(content.get('figures_from'), run.figures_from)}; move the folder away to run it again"
+            )
+        if schema < SCHEMA and (reason := _outdated(content, schema)):
+            raise ConfigError(
+                f"{run.folder}: holds a run of an earlier version (schema {schema}, now {SCHEMA}): {reason}; move the folder away "
+                "to run it again"
             )
         if file == path:
             return content
@@ -132,6 +138,14 @@ def has_checkpoint(folder: Path) -> bool:
 def now() -> str:
     """The current time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _outdated(content: Mapping[str, Any], schema: int) -> str | None:
+    """Why a run of an older schema neither counts as done nor continues; None if it counts as done."""
+    hardware = content.get("hardware")
+    if not isinstance(hardware, dict):
+        return "it is unfinished, and the rest would be trained and tested in another way"
+    return superseded(schema, str(hardware.get("precision")))
 
 
 def _difference(before: object, now: Mapping[str, Any]) -> str:

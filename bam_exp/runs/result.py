@@ -21,6 +21,7 @@ def make_result(
     hardware: Mapping[str, Any],
     start: str,
     times: Mapping[str, Any],
+    details: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of `result.json`.
 
@@ -29,6 +30,7 @@ def make_result(
         history: the figures of each epoch.
         start: the time of the first start.
         times: durations, waiting and memory, see `training.timing`.
+        details: what the task records beside its figures.
     """
     libraries = {name: version(name) for name in ("torch", "torchvision", "pytorch-lightning")}
     measured = dict(times)
@@ -41,6 +43,7 @@ def make_result(
         "metrics": metrics,
         "params": cost.params,
         "macs": cost.macs,
+        **details,
         "epochs": history,
         "times": measured.pop("times"),
         "hardware": hardware,

@@ -1,7 +1,10 @@
 """Training and testing a classifier: cross-entropy, top-1 and top-5 error, SGD with a stepwise learning rate."""
 
+import base64
+import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,6 +33,10 @@ class Classifier(Learner):
         # dict, so that a run that continues inside an epoch ends it with the same figures.
         self.register_buffer("train_sums", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
+        self.test_hits: list[Tensor] = []
+        """For each batch of the evaluation, whether each image's label is ranked first: bool, of this rank's share."""
+        self.correct = np.zeros(0, dtype=bool)
+        """The same for every image of the test set, in order, after an evaluation."""
 
     def configure_optimizers(self) -> Any:
         """SGD, whose learning rate changes at the epochs of `milestones`."""
@@ -53,7 +60,7 @@ class Classifier(Learner):
         """The errors of one batch of the test set."""
         images, labels = batch
         logits = self.network(images)
-        _accumulate(self.test_sums, logits, labels, F.cross_entropy(logits, labels))
+        self.test_hits.append(_accumulate(self.test_sums, logits, labels, F.cross_entropy(logits, labels)))
 
     def on_train_start(self) -> None:
         """Sums in a checkpoint are totals over all ranks: rank 0 resumes from them, the others from zero."""
@@ -67,11 +74,14 @@ class Classifier(Learner):
     def on_validation_epoch_start(self) -> None:
         """Reset the sums of evaluation."""
         self.test_sums.zero_()
+        self.test_hits.clear()
         super().on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
-        """Add up the sums of all ranks."""
+        """Add up the sums of all ranks, and collect which images were right."""
         ranks.all_reduce_sum(self.test_sums)
+        shares = ranks.all_gather([hits.tolist() for hits in self.test_hits])
+        self.correct = np.array([hit for batch in zip(*shares, strict=True) for hits in batch for hit in hits], dtype=bool)
 
     def train_figures(self) -> dict[str, float]:
         """Mean loss and top-1 error of the epoch, and the number of skipped images, if any."""
@@ -87,6 +97,17 @@ class Classifier(Learner):
     def test_figures(self) -> dict[str, float]:
         """Loss, errors and number of images of the last evaluation; empty if there has been none since the last epoch."""
         return _means(self.test_sums) if self.test_sums[3] > 0 else {}
+
+    def details(self) -> dict[str, Any]:
+        """Which test images were right at top 1, so that a report can compare two networks image by image.
+
+        `correct` is the base64 text of numpy.packbits of one bit for each image, in the order of the test set. It is left out if
+        an image could not be decoded, because the bits would then not tell which.
+        """
+        tested = min(self.task.data.test_size, (self.task.max_steps or math.inf) * self.task.batch_size)
+        if len(self.correct) != tested:
+            return {}
+        return {"correct": base64.b64encode(np.packbits(self.correct).tobytes()).decode()}
 
     def on_train_epoch_end(self) -> None:
         """Add the epoch to the history.
@@ -119,15 +140,32 @@ class Classifier(Learner):
         }
 
 
-def _accumulate(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+def _accumulate(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Add a batch to the sums; returns, for each image, whether its label is ranked first, as bool N."""
     with torch.no_grad():
-        # A logit equal to the label's counts against it, and so does NaN: a network with constant output is wrong.
-        below = (logits < logits.gather(1, labels[:, None])).sum(1)
-        classes, count = logits.shape[1], labels.numel()
+        rank, count = ranks_of_labels(logits, labels), labels.numel()
+        first = rank < 1
         sums[0].add_(loss, alpha=count)
-        sums[1].add_((below < classes - 1).sum())
-        sums[2].add_((below < classes - 5).sum())
+        sums[1].add_((~first).sum())
+        sums[2].add_((rank >= 5).sum())
         sums[3].add_(count)
+        return first
+
+
+def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many classes are ranked before the label of each image, as int64 N.
+
+    Equal logits are ranked by the index of the class, as argmax does; NaN is ranked first, and a label with NaN last. A network
+    whose output is the same for all images is therefore at chance level, and one whose output is NaN is always wrong.
+
+    Args:
+        logits: N x classes.
+        labels: int64 N.
+    """
+    logit, label = logits.gather(1, labels[:, None]), labels[:, None]
+    earlier = torch.arange(logits.shape[1], device=logits.device) < label
+    behind = torch.where(earlier, logits < logit, logits <= logit)
+    return (~behind).sum(1)
 
 
 def _means(sums: Tensor) -> dict[str, float]:

@@ -57,6 +57,10 @@ class Learner(pl.LightningModule):
     def metrics(self) -> dict[str, float | int]:
         """The figures of the run, for `result.json`: those that the task's `metrics` name."""
 
+    def details(self) -> dict[str, Any]:
+        """Further entries of `result.json`, which are no figures; none unless a task has some."""
+        return {}
+
     def train_dataloader(self) -> Batches:
         """The training set, shuffled and augmented."""
         return self._loader("train")

@@ -70,6 +70,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
         hardware=machine.description(),
         start=start,
         times=progress.summary(),
+        details=learner.details(),
     )
     write_result(run, result)
     _print_summary(run, result, graphs_skipped(machine.compile_used))
