@@ -187,7 +187,9 @@ def older(folder: Path, precision: str) -> None:
         (folder / name).write_text(json.dumps(content))
 
 
-def test_figures_of_schema_1_stand_with_a_footnote_until_there_are_new_ones(bam_tables: Command, tmp_path: Path) -> None:
+def test_figures_of_schema_1_stand_with_a_footnote_until_there_are_new_ones(
+    bam_tables: Command, tmp_path: Path
+) -> None:
     older(fake_result(tmp_path, 20.0, seed=0), "bfloat16")
     older(fake_result(tmp_path, 21.0, seed=1), "bfloat16")
     assert "tie at the top counted as an error" in bam_tables("report", "table1a").out

@@ -55,7 +55,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         features = self.stages(self.stem(x))
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]  # public, but not in __all__
             return self._logits(features)
         logits: Tensor = self.head(features)
         return logits

@@ -9,11 +9,10 @@ from statistics import mean, stdev
 import pandas as pd
 from filelock import FileLock
 
-from bam_exp.config import NAMED
 from bam_exp.figures import FIGURES
 from bam_exp.files import clear_parts, write_atomically
-from bam_exp.runs import Run, run_of, superseded
-from bam_exp.runs.store import collect, name_of
+from bam_exp.runs import Run, run_of
+from bam_exp.runs.store import collect, lines_of
 from bam_exp.tables import NOT_TRAINED, Row, Table, load_table
 
 _VARIED = ("data", "recipe")
@@ -80,7 +79,7 @@ class _Report:
     def add(self, row: Row, run: Run, runs: Iterable[Mapping[str, str]]) -> None:
         """One row: its finished runs of all seeds, the paper's figures, the difference."""
         errors, params = [], None
-        lines, remarks = _standing(run, runs)
+        lines, remarks = lines_of(run, runs)
         self.remarks += remarks
         for line, outdated in lines:
             errors.append(float(line[self.table.metric]))
@@ -201,40 +200,13 @@ class _Report:
             for row in self.table.rows
             for figure, reason in row.notes.items()
         ]
+        measured = sum(bool(errors) for _, errors, _ in self.points)
         older = [
             f"Figures of an earlier version: {reason}. They stand in "
-            f"{'every row that has figures' if len(rows) == sum(bool(errors) for _, errors, _ in self.points) else ', '.join(rows)}."
+            f"{'every row that has figures' if len(rows) == measured else ', '.join(rows)}."
             for reason, rows in self.outdated.items()
         ]
         return [*self.remarks, *older, *self.table.remarks, *(f"{note[0].upper()}{note[1:]}" for note in own)]
-
-
-def _standing(
-    run: Run, runs: Iterable[Mapping[str, str]]
-) -> tuple[list[tuple[Mapping[str, str], str | None]], list[str]]:
-    """The lines of the seeds of a run that stand in a table, and remarks on those that do not.
-
-    A line of an earlier version comes with the reason why this version would measure another figure, if it would. Where there
-    are figures of this version, such lines are left out, so that no mean mixes the two.
-    """
-    standing: dict[str, tuple[int, Mapping[str, str], str | None]] = {}
-    """The seed to the schema, line and reason of the newest version that has run it."""
-    remarks: list[str] = []
-    for line in runs:
-        if any(line[group] != run.names[group] for group in NAMED):
-            continue
-        schema = run.with_seed(int(line["seed"])).schema_of(line["fingerprint"])
-        if schema is None:
-            remarks.append(f"Stale, not in the table: {name_of(line)} was run with other settings than this version's.")
-        elif line["error"]:
-            remarks.append(f"FAILED: {name_of(line)}: {line['error']}")
-        elif line["seed"] not in standing or schema > standing[line["seed"]][0]:
-            standing[line["seed"]] = (schema, line, superseded(schema, line["precision"]))
-    lines = [(line, reason) for _, line, reason in standing.values()]
-    if all(reason for _, reason in lines):
-        return lines, remarks
-    remarks += [f"Not in the table: {name_of(line)} is of an earlier version: {reason}." for line, reason in lines if reason]
-    return [(line, None) for line, reason in lines if not reason], remarks
 
 
 def _report(table: Table, runs: Sequence[Mapping[str, str]], variant: Mapping[str, str]) -> _Report:

@@ -26,7 +26,10 @@ SCHEMA = 2
 """
 
 _SUPERSEDED: Mapping[tuple[int, str], str] = {
-    (1, "bfloat16"): "logits were bfloat16 and a tie at the top counted as an error, which made errors about 0.5 points too high"
+    (
+        1,
+        "bfloat16",
+    ): "logits were bfloat16 and a tie at the top counted as an error, which made errors about 0.5 points too high"
 }
 """Of results by schema and precision: why the present version would give other figures. All others stand."""
 

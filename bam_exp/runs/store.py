@@ -1,7 +1,7 @@
 """The store of finished runs, results/runs.csv: one line for each run, also for failed ones."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from bam_exp.config import NAMED
 from bam_exp.errors import ConfigError
 from bam_exp.files import write_atomically
 from bam_exp.runs.folder import BEGUN, ERROR, RESULT
+from bam_exp.runs.run import Run, superseded
 from bam_exp.tasks import TASKS
 
 _METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
@@ -62,6 +63,36 @@ def collect(output_dir: Path, *, write: bool = True) -> list[Line]:
 def name_of(line: Mapping[str, str]) -> str:
     """The name of a line's run."""
     return "/".join([*(line[group] for group in NAMED), f"seed{line['seed']}"])
+
+
+def lines_of(
+    run: Run, runs: Iterable[Mapping[str, str]]
+) -> tuple[list[tuple[Mapping[str, str], str | None]], list[str]]:
+    """The lines of the seeds of a run that stand in a table, and remarks on those that do not.
+
+    A line of an earlier version comes with the reason why this version would measure another figure, if it would. Where there
+    are figures of this version, such lines are left out, so that no mean mixes the two.
+    """
+    standing: dict[str, tuple[int, Mapping[str, str], str | None]] = {}
+    """The seed to the schema, line and reason of the newest version that has run it."""
+    remarks: list[str] = []
+    for line in runs:
+        if any(line[group] != run.names[group] for group in NAMED):
+            continue
+        schema = run.with_seed(int(line["seed"])).schema_of(line["fingerprint"])
+        if schema is None:
+            remarks.append(f"Stale, not in the table: {name_of(line)} was run with other settings than this version's.")
+        elif line["error"]:
+            remarks.append(f"FAILED: {name_of(line)}: {line['error']}")
+        elif line["seed"] not in standing or schema > standing[line["seed"]][0]:
+            standing[line["seed"]] = (schema, line, superseded(schema, line["precision"]))
+    lines = [(line, reason) for _, line, reason in standing.values()]
+    if all(reason for _, reason in lines):
+        return lines, remarks
+    remarks += [
+        f"Not in the table: {name_of(line)} is of an earlier version: {reason}." for line, reason in lines if reason
+    ]
+    return [(line, None) for line, reason in lines if not reason], remarks
 
 
 def _key(line: Mapping[Any, Any]) -> tuple[str, ...]:

@@ -81,7 +81,9 @@ class Classifier(Learner):
         """Add up the sums of all ranks, and collect which images were right."""
         ranks.all_reduce_sum(self.test_sums)
         shares = ranks.all_gather([hits.tolist() for hits in self.test_hits])
-        self.correct = np.array([hit for batch in zip(*shares, strict=True) for hits in batch for hit in hits], dtype=bool)
+        self.correct = np.array(
+            [hit for batch in zip(*shares, strict=True) for hits in batch for hit in hits], dtype=bool
+        )
 
     def train_figures(self) -> dict[str, float]:
         """Mean loss and top-1 error of the epoch, and the number of skipped images, if any."""

@@ -107,7 +107,13 @@ def test_bfloat16_reports_what_argmax_of_the_same_logits_gives(trained: Path, ba
 
 
 def test_a_run_records_which_test_images_were_right(bam_train: Command, tmp_path: Path) -> None:
-    words = ("data.train_size=160", "data.test_size=60", "recipe.batch_size=32", "recipe.epochs=1", "trainer.device=cpu")
+    words = (
+        "data.train_size=160",
+        "data.test_size=60",
+        "recipe.batch_size=32",
+        "recipe.epochs=1",
+        "trainer.device=cpu",
+    )
     assert bam_train(*HALF, *words).code == 0
     [path] = tmp_path.glob("runs/**/result.json")
     result = json.loads(path.read_text())
