@@ -19,6 +19,10 @@ class DataError(BamError, ValueError):
     exit_code = 2
 
 
+class WriteError(BamError, OSError):
+    """A file that cannot be written; the line names the file and the reason."""
+
+
 class Busy(BamError, RuntimeError):
     """Another process is training this run."""
 

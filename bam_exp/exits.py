@@ -1,12 +1,18 @@
 """How a command ends: one line for the user and an exit code."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from bam_exp.config import REFUSED, one_line
+from bam_exp.console import say
 from bam_exp.errors import BamError
+from bam_exp.files import reason_of
 from bam_exp.machine.world import World
+
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT."""
 
 
 @contextmanager
@@ -14,22 +20,31 @@ def one_line_errors(program: str) -> Iterator[None]:
     """Context manager that turns the errors a user can cause into one line on stderr and an exit code.
 
     Raises:
-        SystemExit: with the error's own exit code (see `errors`), 2 for any other refusal of input, 130 after Ctrl-C.
+        SystemExit: with the error's own exit code (see `errors`), 2 for any other refusal of input, 1 for a file that cannot be
+            read or written, 130 after Ctrl-C, and 141 where the reader of the output has gone, as for any program in a pipe.
     """
     try:
         yield
+        sys.stdout.flush()
     except BamError as error:
         _say(f"{program}: {one_line(error)}")
         raise SystemExit(error.exit_code) from error
     except REFUSED as error:
         _say(f"{program}: {one_line(error)}")
         raise SystemExit(2) from error
+    except BrokenPipeError as error:
+        # Python would complain again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from error
+    except OSError as error:
+        _say(f"{program}: {f'{error.filename}: ' if error.filename else ''}{reason_of(error)}")
+        raise SystemExit(1) from error
     except KeyboardInterrupt as error:
         _say(f"{program}: interrupted")
-        raise SystemExit(130) from error
+        raise SystemExit(INTERRUPTED) from error
 
 
 def _say(line: str) -> None:
     """Print a line once for each machine."""
     if World.from_environment().local_rank == 0:
-        print(line, file=sys.stderr, flush=True)
+        say(line)

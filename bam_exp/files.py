@@ -1,4 +1,4 @@
-"""Files that several processes read and write: each is there as a whole or not at all."""
+"""Files that several processes read and write: a reader sees each as a whole or not at all."""
 
 import json
 import os
@@ -6,24 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bam_exp.errors import WriteError
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; survives a power cut."""
+    """Write a file so that a reader sees the old content or the new, never a part; survives a power cut.
+
+    Raises:
+        WriteError: naming the file and the reason; the old content stays.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+        try:
+            with part.open("wb") as file:
+                file.write(content if isinstance(content, bytes) else content.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def clear_parts(folder: Path) -> None:
-    """Delete what writers that were killed have left in a folder; for whoever holds its lock."""
+    """Delete the parts of files that killed processes have left in a folder; the caller holds its lock."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
@@ -40,7 +49,12 @@ def sync_folder(folder: Path) -> None:
 def read_json(path: Path) -> Mapping[str, Any]:
     """The mapping in a file that another process may be writing or may never have written; else an empty one."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def reason_of(error: OSError) -> str:
+    """The reason of an OSError, as `No space left on device`."""
+    return error.strerror or " ".join(str(error).split()) or type(error).__name__

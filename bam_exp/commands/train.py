@@ -1,56 +1,77 @@
 """`bam-train`: one run, or a sweep of them. It is a Hydra application."""
 
 import os
+import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from bam_exp import config, tables
+from bam_exp import __version__, config, tables
 from bam_exp.build import build_on_meta, check_shares, make_machine
+from bam_exp.commands.environment import flags_and_overrides, use_environment, value_of
 from bam_exp.config import Chosen
+from bam_exp.console import say
+from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.figures import FIGURES
 from bam_exp.machine import Machine
+from bam_exp.machine.interruption import PARENT
 from bam_exp.machine.world import World
 from bam_exp.runs.folder import result_of
 from bam_exp.runs.run import Run
 
+_OWN_CONFIG = {"--config-name", "-cn", "--config-path", "-cp"}
 
-def start(cfg: DictConfig) -> None:
+
+_typed: list[str] = []
+"""The command line as it was typed, to say how an interrupted run is continued."""
+
+
+def start(cfg: DictConfig) -> float | None:
     """Run what a config describes; Hydra calls this for a run, or for each job of a sweep.
 
     A single run trains in this process. A job of a sweep trains in a child process, so that the launcher (basic, joblib,
     submitit) and the other jobs go on whatever the run does to its process.
+
+    Returns:
+        The headline figure of the run, for sweepers that search; None if the run failed.
     """
     with one_line_errors("bam-train"):  # here, because Hydra prints lines of its own about errors that reach it
         state = HydraConfig.get()
+        if state.job.chdir:
+            raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
         chosen = Chosen.of(cfg, state.runtime.choices)
-        machine, overrides = make_machine(chosen), list(state.overrides.task)
+        machine = make_machine(chosen)
         if chosen.evaluate is not None:
             _evaluate(chosen, machine)
-            return
+            return None
         parts = build_on_meta(chosen)
         run = Run.of(chosen, parts.data.digest)
         if not OmegaConf.is_missing(state.job, "num"):  # only a job of a sweep has a number
             from bam_exp.sweeps.child import train_in_child
 
-            train_in_child(run, machine, overrides)
-            return
-        first = World.from_environment().rank == 0
-        if (result := result_of(run)) is not None:
-            if first:
+            train_in_child(run, machine)
+        elif (result := result_of(run)) is not None:
+            if World.from_environment().rank == 0:
                 figure = FIGURES[parts.task.headline]
-                print(f"{run.name}: done already, {figure.text(result['metrics'][figure.name])}")
-            return
-        machine.check_device()
-        check_shares(parts, machine)
-        if first:
-            parts.data.prepare()
-        from bam_exp.training.train import train  # importing Lightning takes seconds
+                say(f"{run.name}: done already, {figure.text(result['metrics'][figure.name])}", sys.stdout)
+        else:
+            machine.check_device()
+            check_shares(parts, machine)
+            if World.from_environment().rank == 0:
+                parts.data.prepare()
+            from bam_exp.training.train import train  # importing Lightning takes seconds
 
-        train(run, parts, machine, overrides)
+            typed = None if PARENT in os.environ else shlex.join(["bam-train", *_typed])
+            train(run, parts, machine, typed)
+        result = result_of(run)
+        return None if result is None else float(result["metrics"][parts.task.headline])
 
 
 def _evaluate(chosen: Chosen, machine: Machine) -> None:
@@ -62,7 +83,7 @@ def _evaluate(chosen: Chosen, machine: Machine) -> None:
 
     figures = evaluate(chosen, machine)
     text = ", ".join(FIGURES[name].text(value) for name, value in figures.items() if name in FIGURES)
-    print(f"{chosen.evaluate}: {text}  ({figures['images']:.0f} images of {chosen.data.name})")
+    say(f"{chosen.evaluate}: {text}  ({figures['images']:.0f} images of {chosen.data.name})", sys.stdout)
 
 
 def main() -> None:
@@ -70,8 +91,48 @@ def main() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors, instead of printing them over many lines
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choice_names(group)), replace=True)
     OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.trained_tables()), replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
     with one_line_errors("bam-train"):
-        overrides = [word for word in sys.argv[1:] if not word.startswith("-") and "=" in word]
-        config.check_overrides(overrides)
-        tables.register(config.parse_overrides(overrides))
-        hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")(start)()
+        _typed[:] = words = sys.argv[1:]
+        if "--version" in words:
+            say(f"bam-train {__version__}", sys.stdout)
+            return
+        if not {"-sc", "--shell-completion"} & set(words):  # which has words of its own
+            words = _checked(words)
+        else:
+            use_environment()
+            tables.register()
+        sys.argv[1:] = words
+        with _interrupted_sweep_summarised():
+            hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")(start)()
+
+
+@contextmanager
+def _interrupted_sweep_summarised() -> Iterator[None]:
+    """After a sweep that is interrupted, say what is done and what is not; Hydra does not call its callbacks then."""
+    try:
+        yield
+    except (SystemExit, KeyboardInterrupt) as end:
+        signals = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+        sweep = sys.modules.get("bam_exp.sweeps.sweep")
+        if sweep is not None and (isinstance(end, KeyboardInterrupt) or end.code in signals):
+            sweep.Sweep.summarise_interrupted(shlex.join(["bam-train", *_typed]))
+        raise
+
+
+def _checked(words: list[str]) -> list[str]:
+    """The command line for Hydra, after everything that can be refused before Hydra starts.
+
+    Raises:
+        ConfigError: naming the word.
+    """
+    flags, overrides = flags_and_overrides(words)
+    use_environment(value_of(flags, "--config-dir", "-cd"))
+    config.check_overrides(overrides)
+    parsed = config.parse_overrides(overrides)
+    tables.register(parsed)
+    # Hydra shows configs (--cfg, --info) without asking us, also one with a key that nothing has.
+    shown = {"--cfg", "-c", "--info", "-i"} & set(flags) and not _OWN_CONFIG & set(flags)
+    if shown and not any(word.is_sweep_override() or word.key_or_group == "experiment" for word in parsed):
+        Chosen.of(config.compose(overrides))
+    return [*flags, *config.search_path(), *overrides]

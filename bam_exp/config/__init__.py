@@ -3,9 +3,19 @@
 The signatures of the callables that configs name are the schema.
 """
 
-from bam_exp.config.choices import GROUPS, NAMED, choice_file, choice_names, config_dir, nearest
+from bam_exp.config.choices import (
+    GROUPS,
+    NAMED,
+    choice_file,
+    choice_names,
+    config_dir,
+    extra_folders,
+    nearest,
+    packages,
+    use_folders,
+)
 from bam_exp.config.chosen import Choice, Chosen
-from bam_exp.config.compose import check_overrides, compose, composing, parse_overrides, swept_values
+from bam_exp.config.compose import check_overrides, compose, composing, parse_overrides, search_path, swept_values
 from bam_exp.config.messages import REFUSED, one_line
 
 __all__ = [
@@ -20,8 +30,12 @@ __all__ = [
     "compose",
     "composing",
     "config_dir",
+    "extra_folders",
     "nearest",
     "one_line",
+    "packages",
     "parse_overrides",
+    "search_path",
     "swept_values",
+    "use_folders",
 ]

@@ -1,7 +1,7 @@
 """The choices that exist: one YAML file for each, conf/<group>/<choice>.yaml."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ NAMED = ("data", "backbone", "attention", "recipe")
 SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate")
 """The keys beside the groups in conf/config.yaml."""
 
+PATHS = ("data_root", "output_dir", "weights", "evaluate")
+"""The settings that are paths."""
+
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe YAML loader; the fast one where PyYAML was built with it."""
 
@@ -27,6 +30,54 @@ def config_dir() -> Path:
     """The folder of the package's configs: `conf` of a checkout, `bam_exp/conf` of an installed wheel."""
     package = Path(__file__).resolve().parent.parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+_extra_folders: list[Path] = []
+_packages: set[str] = {"bam_exp"}
+
+
+def use_folders(folders: Iterable[Path], packages: Iterable[str] = ()) -> None:
+    """Add folders of choices beside the package's own, and admit packages whose callables configs may name.
+
+    A YAML file alone admits nothing: code from outside runs only if the user names its package.
+
+    Raises:
+        ConfigError: if there is no such folder, or if it has a choice that the package or another folder has too.
+    """
+    for folder in folders:
+        path = folder.expanduser().absolute()
+        if not path.is_dir():
+            raise ConfigError(f"{folder}: there is no such folder of configs")
+        if path not in (*_extra_folders, config_dir()):
+            _check_new(path)
+            _extra_folders.append(path)
+    _packages.update(packages)
+    choice_file.cache_clear()
+
+
+def _check_new(folder: Path) -> None:
+    for group in (*GROUPS, "table"):
+        for path in sorted((folder / group).glob("*.yaml")):
+            if path.stem in choice_names(group):
+                raise ConfigError(f"{path}: {group} {path.stem} exists already; choose another name")
+
+
+def extra_folders() -> Sequence[Path]:
+    """The folders of choices beside the package's own."""
+    return tuple(_extra_folders)
+
+
+def packages() -> frozenset[str]:
+    """The packages whose callables configs may name."""
+    return frozenset(_packages)
+
+
+def choice_path(group: str, choice: str) -> Path | None:
+    """The file of a choice, or None if there is no such choice."""
+    for folder in (config_dir(), *_extra_folders):
+        if (path := folder / group / f"{choice}.yaml").is_file():
+            return path
+    return None
 
 
 def read_yaml(path: Path) -> object:
@@ -45,13 +96,13 @@ def read_yaml(path: Path) -> object:
 
 @cache
 def choice_file(group: str, choice: str) -> Mapping[str, Any]:
-    """The content of conf/<group>/<choice>.yaml, or an empty mapping if there is no such file.
+    """The content of a choice's file, or an empty mapping if there is no such file.
 
     Raises:
         ConfigError: if the file is not a YAML mapping.
     """
-    path = config_dir() / group / f"{choice}.yaml"
-    if not path.is_file():
+    path = choice_path(group, choice)
+    if path is None:
         return {}
     content = read_yaml(path)
     if not isinstance(content, dict):
@@ -61,7 +112,8 @@ def choice_file(group: str, choice: str) -> Mapping[str, Any]:
 
 def choice_names(group: str) -> list[str]:
     """The names of the choices of a group, sorted."""
-    return sorted(path.stem for path in (config_dir() / group).glob("*.yaml"))
+    folders = (config_dir(), *_extra_folders)
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
 
 def nearest(name: object, allowed: Iterable[object]) -> str:

@@ -135,17 +135,15 @@ class Chosen:
 def _folder(key: str, value: object) -> Path:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"{key}={value}: should be the path of a folder")
-    return Path(value)
+    return Path(value).expanduser()
 
 
 def _weights_file(key: str, value: object) -> Path | None:
     if value is None:
         return None
-    if not isinstance(value, str) or not Path(value).is_file():
-        raise ConfigError(
-            f"{key}={value}: should be a .safetensors file (`bam-weights import` makes one from a checkpoint)"
-        )
-    return Path(value)
+    if not isinstance(value, str) or not Path(value).expanduser().is_file():
+        raise ConfigError(f"{key}={value}: should be a .safetensors file (`bam-weights import` makes one from a checkpoint)")
+    return Path(value).expanduser()
 
 
 def _shortened(value: object) -> str:

@@ -1,6 +1,7 @@
 """Composing configs by Hydra."""
 
 import re
+import shlex
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -9,10 +10,10 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from omegaconf import DictConfig
 
-from bam_exp.config.choices import GROUPS, choice_names, config_dir
+from bam_exp.config.choices import GROUPS, PATHS, choice_names, config_dir, extra_folders
 from bam_exp.config.messages import REFUSED, one_line
 from bam_exp.errors import ConfigError
 
@@ -36,9 +37,15 @@ def compose(overrides: Iterable[str]) -> DictConfig:
     check_overrides(overrides)
     try:
         with composing():
-            return hydra_compose("config", overrides, return_hydra_config=True)
+            return hydra_compose("config", [*search_path(), *overrides], return_hydra_config=True)
     except REFUSED as error:
         raise ConfigError(one_line(error)) from error
+
+
+def search_path() -> list[str]:
+    """The override by which Hydra finds the choices of the user's folders; none if there are none."""
+    folders = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in extra_folders())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None) -> list[Override]:
@@ -48,12 +55,19 @@ def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None
         loader: resolves `glob(…)` to the choices of a group.
 
     Raises:
-        ConfigError: if one of them is not an override.
+        ConfigError: if one of them is not an override. A path that needs quotes is shown with them.
     """
-    try:
-        parsed: list[Override] = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
-    except REFUSED as error:
-        raise ConfigError(one_line(error)) from error
+    parser = OverridesParser.create(config_loader=loader)
+    parsed: list[Override] = []
+    for override in overrides:
+        try:
+            parsed += parser.parse_overrides([override])
+        except REFUSED as error:
+            key, _, value = override.partition("=")
+            if key in PATHS and value[:1] not in ("'", '"'):
+                typed = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
+                raise ConfigError(f"{override}: this path needs quotes inside the shell's, as in {typed}") from error
+            raise ConfigError(one_line(error)) from error
     return parsed
 
 

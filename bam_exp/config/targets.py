@@ -7,7 +7,7 @@ from typing import Any
 
 import pydantic
 
-from bam_exp.config.choices import choice_file, choice_names, nearest
+from bam_exp.config.choices import choice_file, choice_names, nearest, packages
 from bam_exp.errors import ConfigError
 
 Factory = Callable[..., Any]
@@ -20,24 +20,23 @@ FROM_BACKBONE = "block"
 
 
 def find_target(group: str, name: object) -> Factory | None:
-    """The callable of `bam_exp` that a `_target_` names; None for the attention `none`.
+    """The callable that a `_target_` names; None for the attention `none`.
 
     Raises:
-        ConfigError: if bam_exp does not define it, or if no config of the group names it.
+        ConfigError: if neither bam_exp nor a package that the user named defines it, or if no config of the group names it.
     """
     if name is None and group == "attention":
         return None
-    if not isinstance(name, str) or not name.startswith("bam_exp."):
-        raise ConfigError(f"{group}._target_={name}: only what bam_exp itself defines can be a target")
+    if not isinstance(name, str) or not _is_admitted(name):
+        raise ConfigError(f"{group}._target_={name}: {_ADMITTED}")
     module_name, _, attribute = name.rpartition(".")
     try:
         target = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{group}._target_={name}: there is no such thing in bam_exp") from error
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{group}._target_={name}: there is no such thing in {name.partition('.')[0]}") from error
     # The object itself decides, not the name by which it is reached: bam_exp.runs.result.os.system starts with "bam_exp." too.
-    home = getattr(target, "__module__", "")
-    if not (home == "bam_exp" or home.startswith("bam_exp.")) or not callable(target):
-        raise ConfigError(f"{group}._target_={name}: only what bam_exp itself defines can be a target")
+    if not _is_admitted(getattr(target, "__module__", None) or "") or not callable(target):
+        raise ConfigError(f"{group}._target_={name}: {_ADMITTED}")
     allowed = {choice_file(group, choice).get("_target_") for choice in choice_names(group)}
     if name not in allowed:
         listed = ", ".join(sorted(str(option) for option in allowed if option))
@@ -45,6 +44,14 @@ def find_target(group: str, name: object) -> Factory | None:
             f"{group}._target_={name}: not a target of the group {group}{nearest(name, allowed)} ({listed})"
         )
     return target  # type: ignore[no-any-return]
+
+
+_ADMITTED = "only what bam_exp itself defines can be a target, or a package named in BAM_EXP_PACKAGES"
+
+
+def _is_admitted(name: str) -> bool:
+    """Whether a dotted name belongs to a package whose callables configs may name."""
+    return name.partition(".")[0] in packages()
 
 
 def defaults_of(group: str, factory: Factory | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turns SIGTERM, SIGINT, SIGUSR2 and the exit of the parent sweep into a flag that training checks between batches."""
+    """Turns SIGTERM, SIGINT, SIGUSR2, SIGHUP and the exit of the parent sweep into a flag that training checks between batches."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -26,8 +26,9 @@ class Interruption:
     def listen(self) -> None:
         """Install the signal handlers. A second SIGINT raises `Interrupted` at once."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
-                signal.signal(number, self._note)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+                if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
+                    signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
         if self.number == number == signal.SIGINT:

@@ -15,7 +15,7 @@ from bam_exp.durations import duration
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.runs.folder import failure_of, has_checkpoint, read_progress, result_of
-from bam_exp.runs.lock import is_alive, read_owner
+from bam_exp.runs.lock import is_running
 from bam_exp.runs.run import Run, as_override, run_of
 from bam_exp.tables import NOT_TRAINED, Row, load_table
 from bam_exp.tasks import Task
@@ -79,7 +79,7 @@ def _state(run: Run) -> tuple[str, str]:
             return "done", _headline(run, result["metrics"])
     except ConfigError as error:
         return "stale", str(error)
-    progress, alive = read_progress(run.folder), is_alive(read_owner(run.folder))
+    progress, alive = read_progress(run.folder), is_running(run.folder)
     if alive is None:  # on another machine of a cluster: judged by its last sign of life
         alive = progress is not None and time.time() - progress.time < 3600
     where = f"epoch {progress.epoch} of {progress.epochs}" if progress else "before the end of its first epoch"

@@ -1,19 +1,21 @@
 """The files of a run's folder: what each is called, and reading and writing them.
 
 `run.json` claims the folder for a fingerprint, `owner.json` names the process that trains, `progress.json` says how far it
-is, `error.json` why it failed, and `result.json`, written last, makes the run done.
+is, `error.json` why it failed, and `result.json`, written last, makes the run done. Whatever is read is checked like anything
+that a user types, because another process may have been killed and people edit files.
 """
 
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from bam_exp.errors import ConfigError
-from bam_exp.files import read_json, write_atomically
+from bam_exp.files import read_json, reason_of, write_atomically
 from bam_exp.runs.run import SCHEMA, Run, superseded
 
 BEGUN = "run.json"
@@ -24,6 +26,70 @@ ERROR = "error.json"
 CHECKPOINTS = "checkpoint-*.pt"
 EVENTS = "events.out.tfevents.*"
 
+_OPEN = ConfigDict(extra="allow", allow_inf_nan=True)
+
+
+class Begun(BaseModel):
+    """What every reader needs of `run.json`."""
+
+    model_config = _OPEN
+    fingerprint: str
+    start: str
+    figures_from: dict[str, Any] = {}
+    command: str = ""
+
+
+class Result(BaseModel):
+    """What every reader needs of `result.json`."""
+
+    model_config = _OPEN
+    fingerprint: str
+    metrics: dict[str, FiniteFloat]
+    hardware: dict[str, Any] = {}
+    versions: dict[str, Any] = {}
+    figures_from: dict[str, Any] = {}
+
+
+class Failure(BaseModel):
+    """The content of `error.json`."""
+
+    model_config = _OPEN
+    reason: str
+
+
+class Progress(BaseModel):
+    """How far a run is."""
+
+    epoch: int
+    epochs: int
+    seconds_to_go: FiniteFloat
+    time: FiniteFloat
+    """When this was written, in seconds since 1970."""
+
+
+Content = TypeVar("Content", bound=BaseModel)
+
+
+def read_file(path: Path, model: type[Content]) -> tuple[Content, dict[str, Any]]:
+    """A JSON file of a run's folder, checked, and all of its content.
+
+    Raises:
+        ConfigError: naming the file, the key that is wrong and what to do.
+    """
+    advice = "move its folder away to run it again"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return model.model_validate(content), content
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        wrong = "it is no mapping" if not key else f"{key} {'is missing' if first['type'] == 'missing' else 'is wrong'}"
+        raise ConfigError(f"{path}: not a file of bam_exp ({wrong}); {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a file of bam_exp ({' '.join(str(error).split())}); {advice}") from error
+
 
 def result_of(run: Run) -> dict[str, Any] | None:
     """The result of a finished run, or None if it is not finished.
@@ -31,29 +97,24 @@ def result_of(run: Run) -> dict[str, Any] | None:
     Raises:
         ConfigError: if the folder holds a run of another fingerprint, or a file that is not ours.
     """
-    path = run.folder / RESULT
-    for file in (path, run.folder / BEGUN):
-        if not file.is_file():
+    models: tuple[tuple[str, type[Result] | type[Begun]], ...] = ((RESULT, Result), (BEGUN, Begun))
+    for name, model in models:
+        path = run.folder / name
+        if not path.is_file():
             continue
-        try:
-            content: dict[str, Any] = json.loads(file.read_text())
-            fingerprint = content["fingerprint"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{file}: not a file of bam_exp ({error}); move its folder away to run it again"
-            ) from error
-        schema = run.schema_of(fingerprint)
+        file, content = read_file(path, model)
+        schema = run.schema_of(file.fingerprint)
         if schema is None:
             raise ConfigError(
-                f"{run.folder}: holds a run with another fingerprint ({fingerprint}, this one is {run.fingerprint}): the same "
-                f"name, but {_difference(content.get('figures_from'), run.figures_from)}; move the folder away to run it again"
+                f"{run.folder}: holds a run with another fingerprint ({file.fingerprint}, this one is {run.fingerprint}): the "
+                f"same name, but {_difference(file.figures_from, run.figures_from)}; move the folder away to run it again"
             )
         if schema < SCHEMA and (reason := _outdated(content, schema)):
             raise ConfigError(
-                f"{run.folder}: holds a run of an earlier version (schema {schema}, now {SCHEMA}): {reason}; move the folder away "
-                "to run it again"
+                f"{run.folder}: holds a run of an earlier version (schema {schema}, now {SCHEMA}): {reason}; move the folder "
+                "away to run it again"
             )
-        if file == path:
+        if name == RESULT:
             return content
     return None
 
@@ -67,10 +128,14 @@ def is_done(run: Run) -> bool:
 
 
 def begin(run: Run) -> str:
-    """Write `run.json` unless it is there; returns the time of the run's first start."""
+    """Write `run.json` unless it is there; returns the time of the run's first start.
+
+    Raises:
+        WriteError: if it cannot be written.
+    """
     path = run.folder / BEGUN
     if path.is_file():
-        return str(json.loads(path.read_text())["start"])
+        return read_file(path, Begun)[0].start
     start = now()
     content = {"fingerprint": run.fingerprint, "command": run.command, "start": start, "figures_from": run.figures_from}
     write_atomically(path, json.dumps(content, indent=1) + "\n")
@@ -90,14 +155,19 @@ def record_failure(run: Run, reason: str, trace: str = "") -> str:
         run.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(run.folder / ERROR, json.dumps({"reason": reason, "traceback": trace}, indent=1) + "\n")
     except OSError as error:
-        return f"{reason} (and its folder cannot be written: {error.strerror})"
+        return f"{reason} (and its folder cannot be written: {reason_of(error)})"
     return reason
 
 
 def failure_of(folder: Path) -> str | None:
     """The reason why the run of a folder failed, or None."""
-    failure = read_json(folder / ERROR)
-    return str(failure.get("reason", "no reason was recorded")) if failure else None
+    path = folder / ERROR
+    if not path.is_file():
+        return None
+    try:
+        return read_file(path, Failure)[0].reason
+    except ConfigError:
+        return f"no reason can be read from {path}"
 
 
 def clear_failure(run: Run) -> None:
@@ -105,28 +175,17 @@ def clear_failure(run: Run) -> None:
     (run.folder / ERROR).unlink(missing_ok=True)
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is."""
-
-    epoch: int
-    epochs: int
-    seconds_to_go: float
-    time: float
-    """When this was written, in seconds since 1970."""
-
-
 def write_progress(folder: Path, epoch: int, epochs: int, seconds_to_go: float) -> None:
     """Write `progress.json`."""
-    state = asdict(Progress(epoch, epochs, round(seconds_to_go, 1), time.time()))
-    write_atomically(folder / PROGRESS, json.dumps(state) + "\n")
+    state = Progress(epoch=epoch, epochs=epochs, seconds_to_go=round(seconds_to_go, 1), time=time.time())
+    write_atomically(folder / PROGRESS, json.dumps(state.model_dump()) + "\n")
 
 
 def read_progress(folder: Path) -> Progress | None:
-    """The content of `progress.json`, or None."""
+    """The content of `progress.json`, or None if there is none or it cannot be used."""
     try:
-        return Progress(**read_json(folder / PROGRESS))
-    except TypeError:
+        return Progress.model_validate(read_json(folder / PROGRESS))
+    except ValidationError:
         return None
 
 
@@ -148,10 +207,8 @@ def _outdated(content: Mapping[str, Any], schema: int) -> str | None:
     return superseded(schema, str(hardware.get("precision")))
 
 
-def _difference(before: object, now: Mapping[str, Any]) -> str:
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """The first setting in which two runs differ."""
-    if not isinstance(before, dict):
-        return "another content"
     for key, value in now.items():
         old = before.get(key)
         if old != value:

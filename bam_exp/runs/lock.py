@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import socket
 import time
 from collections.abc import Iterator
@@ -12,11 +11,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bam_exp.errors import Busy, ConfigError
-from bam_exp.files import clear_parts, read_json, write_atomically
+from bam_exp.files import clear_parts, read_json, reason_of, write_atomically
 from bam_exp.runs.folder import OWNER
 from bam_exp.runs.run import Run
 
 LOCK = ".lock"
+_PATIENCE_S = 1.0
+"""How long to try for a lock, because `is_running` holds it for a moment."""
 
 
 @contextmanager
@@ -27,19 +28,18 @@ def run_lock(run: Run) -> Iterator[None]:
         Busy: naming the process that holds it.
         ConfigError: if the folder cannot be written.
     """
-    path = run.folder / LOCK
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        lock.acquire(timeout=0)
+        lock = FileLock(run.folder / LOCK)
+        lock.acquire(timeout=_PATIENCE_S)
     except Timeout as error:
         for _ in range(20):  # it may not have written its name yet
-            if is_alive(owner := read_owner(run.folder)) is not False:
+            if owner := read_owner(run.folder):
                 break
             time.sleep(0.1)
         raise Busy(f"{run.name}: already running ({owner or 'another process'})") from error
     except OSError as error:
-        raise ConfigError(f"output_dir: cannot write to {run.folder} ({error.strerror})") from error
+        raise ConfigError(f"output_dir: cannot write to {run.folder} ({reason_of(error)})") from error
     clear_parts(run.folder)
     try:
         owner = f"process {os.getpid()} on {socket.gethostname()}"
@@ -52,20 +52,28 @@ def run_lock(run: Run) -> Iterator[None]:
 
 def read_owner(folder: Path) -> str:
     """The owner recorded in a run's folder as `process <pid> on <host>`, or ''. The record outlives a killed process."""
-    return str(read_json(folder / OWNER).get("process", ""))
+    owner = read_json(folder / OWNER).get("process", "")
+    return owner if isinstance(owner, str) else ""
 
 
-def is_alive(owner: str) -> bool | None:
-    """Whether the process of an owner exists; None if it is on another machine."""
-    match = re.fullmatch(r"process (\d+) on (.*)", owner)
-    if match is None:
+def is_running(folder: Path) -> bool | None:
+    """Whether a process holds the lock of a run's folder; None if its owner is on another machine, whose locks may not show.
+
+    The lock decides, not the number of the owner's process, which the system may have given to another one since.
+    """
+    if not (owner := read_owner(folder)):
         return False
-    if match.group(2) != socket.gethostname():
+    if not owner.endswith(f" on {socket.gethostname()}"):
         return None
     try:
-        os.kill(int(match.group(1)), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+        with FileLock(folder / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:
+        return None
+
+
+def running_elsewhere(run: Run) -> bool:
+    """Whether another process of this machine is training the run."""
+    return is_running(run.folder) is True

@@ -1,16 +1,17 @@
 """The store of finished runs, results/runs.csv: one line for each run, also for failed ones."""
 
-import json
-from collections.abc import Iterable, Mapping
+import csv
+import io
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from bam_exp.config import NAMED
 from bam_exp.errors import ConfigError
-from bam_exp.files import write_atomically
-from bam_exp.runs.folder import BEGUN, ERROR, RESULT
+from bam_exp.files import reason_of, write_atomically
+from bam_exp.runs.folder import BEGUN, ERROR, RESULT, Begun, Failure, Result, read_file
 from bam_exp.runs.run import Run, superseded
 from bam_exp.tasks import TASKS
 
@@ -22,42 +23,49 @@ COLUMNS = (
 )  # fmt: skip
 """The columns of results/runs.csv; the line of a failed run has its reason in `error` and no figures."""
 
+_REQUIRED = (*NAMED, "seed", "fingerprint", "command", "error")
+_NUMBERS = (*_METRICS, "params", "macs", "seconds_per_epoch", "peak_memory_mib")
+_SEED_FOLDER = re.compile(r"seed(\d+)")
+
 Line = dict[str, str]
 """A line of the store: column to text."""
 
 
-def collect(output_dir: Path, *, write: bool = True) -> list[Line]:
+class Store(list[Line]):
+    """The lines of the store in order, and what could not be used."""
+
+    def __init__(self, lines: list[Line], unusable: list[str]) -> None:
+        super().__init__(lines)
+        self.unusable = unusable
+        """A line for each run folder whose files are damaged, naming the file."""
+
+
+def collect(output_dir: Path, *, write: bool = True) -> Store:
     """The lines of results/runs.csv together with those of the folder `runs`; with `write`, the file is brought up to date.
 
     The caller holds the lock of `results` if it writes.
 
     Raises:
-        ConfigError: if runs.csv is not a store of runs.
+        ConfigError: if runs.csv is not a store of runs, naming the line.
+        WriteError: if it cannot be written.
     """
     path = output_dir / "results" / "runs.csv"
-    lines: dict[tuple[str, ...], Line] = {}
-    if path.is_file():
+    lines = {_key(line): line for line in _read(path)} if path.is_file() else {}
+    unusable: list[str] = []
+    for folder in _run_folders(output_dir / "runs"):
         try:
-            stored = pd.read_csv(path, dtype=str, keep_default_na=False)
-            missing = set(COLUMNS) - set(stored.columns)
-        except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: not a table of runs ({error})") from error
-        if missing:
-            raise ConfigError(f"{path}: not a table of runs (no column {min(missing)})")
-        for record in stored.to_dict("records"):
-            lines[_key(record)] = {str(key): str(value) for key, value in record.items()}
-    pattern = "*/" * len(NAMED) + "seed*/"
-    files = [file for name in (RESULT, ERROR) for file in (output_dir / "runs").glob(pattern + name)]
-    for folder in sorted({file.parent for file in files}):
-        line = _line(folder)
+            line = _line(folder)
+        except ConfigError as error:
+            unusable.append(str(error))
+            continue
         if line is not None and not (line["error"] and _key(line) in lines):  # a failure never replaces figures
             lines[_key(line)] = line
     ordered = [lines[key] for key in sorted(lines)]
     if ordered and write:
-        text = pd.DataFrame(ordered, columns=list(COLUMNS)).to_csv(index=False, lineterminator="\n")
-        if not path.is_file() or path.read_text() != text:
+        text = _text_of(ordered)
+        if not path.is_file() or path.read_bytes() != text.encode():
             write_atomically(path, text)
-    return ordered
+    return Store(ordered, unusable)
 
 
 def name_of(line: Mapping[str, str]) -> str:
@@ -95,26 +103,84 @@ def lines_of(
     return [(line, None) for line, reason in lines if not reason], remarks
 
 
-def _key(line: Mapping[Any, Any]) -> tuple[str, ...]:
-    return (*(str(line[group]) for group in NAMED), f"{int(line['seed']):010}", str(line["fingerprint"]))
+def _read(path: Path) -> Iterator[Line]:
+    """The lines of a store, checked."""
+    advice = "restore the file, for example from git"
+    try:
+        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: not a table of runs ({error}); {advice}") from error
+    columns = set(rows[0]) if rows else set(_REQUIRED)
+    if missing := [column for column in _REQUIRED if column not in columns]:
+        raise ConfigError(f"{path}: not a table of runs (no column {missing[0]}); {advice}")
+    seen: set[tuple[str, ...]] = set()
+    for number, row in enumerate(rows, start=2):
+        if wrong := _fault(row):
+            raise ConfigError(f"{path}, line {number}: {wrong}; {advice}")
+        line = {column: row.get(column) or "" for column in COLUMNS}
+        if _key(line) in seen:
+            raise ConfigError(f"{path}, line {number}: {name_of(line)} occurs twice; {advice}")
+        seen.add(_key(line))
+        yield line
+
+
+def _fault(row: Mapping[Any, Any]) -> str | None:
+    """What is wrong with a line of the store, or None."""
+    if None in row or any(value is None for value in row.values()):
+        return f"has {'more' if None in row else 'fewer'} cells than the head has columns"
+    if not re.fullmatch(r"\d+", row["seed"]):
+        return f"seed={row['seed']}: should be a whole number"
+    for column in _NUMBERS:
+        if value := row.get(column):
+            try:
+                if not math.isfinite(float(value)):
+                    raise ValueError
+            except ValueError:
+                return f"{column}={value}: should be a number"
+    if empty := [column for column in (*NAMED, "fingerprint") if not row[column]]:
+        return f"{empty[0]} is empty"
+    return None
+
+
+def _text_of(lines: list[Line]) -> str:
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _run_folders(runs: Path) -> list[Path]:
+    """The folders of runs that are finished or have failed; copies beside them, as `seed0.bak`, do not count."""
+    pattern = "*/" * len(NAMED) + "seed*/"
+    files = [file for name in (RESULT, ERROR) for file in runs.glob(pattern + name)]
+    return sorted({file.parent for file in files if _SEED_FOLDER.fullmatch(file.parent.name)})
+
+
+def _key(line: Mapping[str, str]) -> tuple[str, ...]:
+    return (*(line[group] for group in NAMED), f"{int(line['seed']):010}", line["fingerprint"])
 
 
 def _line(folder: Path) -> Line | None:
-    """The line of a run's folder; None if the run is neither finished nor failed."""
-    try:
-        begun = json.loads((folder / BEGUN).read_text())
-        if (folder / RESULT).is_file():
-            result = json.loads((folder / RESULT).read_text())
-        else:
-            result = {"error": json.loads((folder / ERROR).read_text())["reason"], **begun}
-    except (OSError, ValueError, KeyError):
+    """The line of a run's folder; None if the run is neither finished nor failed.
+
+    Raises:
+        ConfigError: if a file of the folder is damaged.
+    """
+    if (folder / RESULT).is_file():
+        content = read_file(folder / RESULT, Result)[1]
+    elif (folder / BEGUN).is_file() and (folder / ERROR).is_file():
+        content = {**read_file(folder / BEGUN, Begun)[1], "error": read_file(folder / ERROR, Failure)[0].reason}
+    else:
         return None
     names = dict(zip((*NAMED, "seed"), folder.parts[-5:], strict=True))
     flat: dict[str, Any] = {
-        **result,
-        **result.get("metrics", {}),
-        **result.get("hardware", {}),
-        "torch": result.get("versions", {}).get("torch"),
+        **content,
+        **content.get("metrics", {}),
+        **content.get("hardware", {}),
+        "torch": content.get("versions", {}).get("torch"),
         **names,
         "seed": names["seed"].removeprefix("seed"),
     }

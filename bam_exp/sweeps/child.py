@@ -6,14 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bam_exp.config import one_line
+from bam_exp.config import one_line, search_path
 from bam_exp.machine import Machine
 from bam_exp.machine.interruption import PARENT
 from bam_exp.runs.folder import clear_failure, is_done, record_failure
+from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
 
 SWEEP = "BAM_EXP_SWEEP"
@@ -23,13 +24,16 @@ SLURM_ENDS_S = 600
 """Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
 
 
-def train_in_child(run: Run, machine: Machine, overrides: Sequence[str]) -> None:
+def train_in_child(run: Run, machine: Machine) -> None:
     """Train a run in a child process and wait for it; whatever becomes of it is recorded in its folder.
+
+    The child is given everything that was chosen, word by word, and not what was typed: defaults of the user's own configs,
+    interpolations and Hydra's flags have already had their effect.
 
     Raises:
         SystemExit: 128 + the signal, if this process was told to stop.
     """
-    if is_done(run):
+    if is_done(run) or running_elsewhere(run):
         return
     clear_failure(run)
     try:
@@ -37,7 +41,8 @@ def train_in_child(run: Run, machine: Machine, overrides: Sequence[str]) -> None
     except ValueError as error:
         record_failure(run, one_line(error))
         return
-    command = [sys.executable, "-m", "bam_exp", *overrides, "hydra.mode=RUN"]
+    # -P: a folder called bam_exp in the current folder is not the package.
+    command = [sys.executable, "-P", "-m", "bam_exp", *search_path(), *run.full_overrides]
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
     child = subprocess.Popen(command, start_new_session=True, env={**os.environ, PARENT: str(os.getpid())})
     limit, reason = machine.time_limit_minutes, None
@@ -67,7 +72,7 @@ def _reason_of(code: int) -> str | None:
     """The reason that an exit code gives, if the run did not record one itself."""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT, 128 + signal.SIGHUP):
         return f"stopped by {signal.Signals(code - 128).name}; its checkpoint is saved"
     return None
 
@@ -92,7 +97,7 @@ def _wait(child: "subprocess.Popen[bytes]", limit: float | None) -> int:
 
 @contextmanager
 def _signals_passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to the child; yields the list of those that arrived."""
+    """Pass SIGINT, SIGTERM and SIGHUP on to the child; yields the list of those that arrived."""
     received: list[int] = []
 
     def pass_on(number: int, _frame: object) -> None:
@@ -102,7 +107,12 @@ def _signals_passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         # This also replaces submitit's handler, which ignores SIGTERM; that of SIGUSR2 stays.
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {
+            number: signal.signal(number, pass_on)
+            for number in signals
+            if signal.getsignal(number) is not signal.SIG_IGN  # as under nohup
+        }
     try:
         yield received
     finally:

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -13,10 +14,13 @@ from omegaconf import DictConfig
 
 from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.config import Chosen, parse_overrides, swept_values
+from bam_exp.console import say
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
+from bam_exp.files import reason_of
 from bam_exp.machine.world import World
-from bam_exp.runs.folder import failure_of, is_done, result_of
+from bam_exp.runs.folder import failure_of, has_checkpoint, is_done, result_of
+from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
 from bam_exp.sweeps.child import SWEEP
 from bam_exp.sweeps.slurm import lost_jobs_recorded
@@ -24,6 +28,9 @@ from bam_exp.sweeps.slurm import lost_jobs_recorded
 
 class Sweep(Callback):
     """Hydra's callback of a sweep."""
+
+    active: ClassVar["Sweep | None"] = None
+    """The sweep of this process, for the summary when it is interrupted: Hydra calls no callback then."""
 
     def __init__(self) -> None:
         self.runs: dict[str, Run] = {}
@@ -36,21 +43,22 @@ class Sweep(Callback):
         """Refuse the whole sweep if one of its jobs is wrong: one line, exit code 2, nothing written."""
         os.environ[SWEEP] = str(os.getpid())
         with one_line_errors("bam-train"):  # Hydra swallows what a callback raises, except for SystemExit
-            self._check(config)
-        done = sum(is_done(run) for run in self.runs.values())
-        print(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", flush=True)
-        if done == len(self.runs):
-            print("nothing left to run")
-            self._report(config)
-            raise SystemExit(0)
-        if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
-            self.held.enter_context(lost_jobs_recorded(self.jobs))
+            _check_sweep(config)
+            # Only Hydra's own sweeper knows all of its jobs before they start; a search such as Optuna's checks each as it comes.
+            if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
+                return
+            self._check_jobs(config)
+            Sweep.active = self
+            done = sum(is_done(run) for run in self.runs.values())
+            say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
+            if done == len(self.runs):
+                say("nothing left to run", sys.stdout)
+                self._report(config)
+                raise SystemExit(0)
+            if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
+                self.held.enter_context(lost_jobs_recorded(self.jobs))
 
-    def _check(self, master: DictConfig) -> None:
-        if (world := World.from_environment()).size > 1:
-            raise ConfigError(
-                f"a sweep starts the processes of its runs itself: trainer.devices=…, without {world.starter}"
-            )
+    def _check_jobs(self, master: DictConfig) -> None:
         remote = master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"  # its nodes may have GPUs
         prepared: set[str] = set()
         for cfg in _jobs(master):
@@ -70,30 +78,70 @@ class Sweep(Callback):
                 prepared.add(run.names["data"])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print a line for each run that failed, and end with exit code 1 if one did."""
+        """Say what became of each run, print the table, and end with exit code 1 if a run is not done."""
         self.held.close()
-        failed = {
-            run.name: failure_of(run.folder) or "ended without a result"
-            for run in self.runs.values()
-            if not is_done(run)
-        }
-        for name, reason in failed.items():
-            print(f"FAILED  {name}: {reason}", file=sys.stderr)
-        print(
-            f"{len(self.runs) - len(failed)} of {len(self.runs)} runs done"
-            + (f", {len(failed)} failed; the same command runs what is missing" if failed else "")
-        )
-        self._report(config)
-        if failed:
-            raise SystemExit(1)
+        Sweep.active = None
+        missing = [run for run in self.runs.values() if not is_done(run)]
+        for run in missing:
+            if running_elsewhere(run):
+                say(f"RUNNING {run.name}: {read_owner(run.folder) or 'another process'} is training it")
+            else:
+                say(f"FAILED  {run.name}: {failure_of(run.folder) or 'ended without a result'}")
+        if self.runs:
+            done = len(self.runs) - len(missing)
+            more = f", {len(missing)} not; the same command runs what is missing" if missing else ""
+            say(f"{done} of {len(self.runs)} runs done{more}", sys.stdout)
+        code = 1 if missing else 0
+        try:
+            with one_line_errors("bam-train"):
+                self._report(config)
+        except SystemExit as end:  # a failed sweep has failed, whatever becomes of its table
+            code = code or int(end.code or 0)
+        if code:
+            raise SystemExit(code)
 
     def _report(self, config: DictConfig) -> None:
         """Print the table, if the sweep is one over a table."""
         if (table := config.hydra.runtime.choices.get("experiment")) is not None:
             from bam_exp.reports import report
 
-            print()
-            report.main([table], config.output_dir)
+            say("", sys.stdout)
+            report.main([table], str(Path(config.output_dir).expanduser()))
+
+    @classmethod
+    def summarise_interrupted(cls, command: str) -> None:
+        """Say what is done, stopped and not begun of an interrupted sweep, and how it is continued."""
+        if cls.active is None:
+            return
+        runs = list(cls.active.runs.values())
+        done = sum(is_done(run) for run in runs)
+        stopped = sum(not is_done(run) and has_checkpoint(run.folder) for run in runs)
+        say(
+            f"sweep interrupted: {done} of {len(runs)} runs done, {stopped} stopped with a checkpoint, "
+            f"{len(runs) - done - stopped} not begun; continue with: {command}"
+        )
+
+
+def _check_sweep(master: DictConfig) -> None:
+    """Refuse what no sweep can do.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    if (world := World.from_environment()).size > 1:
+        raise ConfigError(
+            f"a sweep starts the processes of its runs itself: trainer.devices=…, without {world.starter}"
+        )
+    for override in parse_overrides(master.hydra.overrides.task):
+        if override.key_or_group == "experiment" and override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: one table at a time; start a sweep for each")
+    if master.hydra.job.chdir:
+        raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
+    sweep_dir = Path(master.hydra.sweep.dir)
+    try:
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir: cannot write to {sweep_dir} ({reason_of(error)})") from error
 
 
 def _jobs(master: DictConfig) -> Iterator[DictConfig]:

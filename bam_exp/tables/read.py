@@ -1,4 +1,4 @@
-"""Reading tables: conf/table/<table>.yaml."""
+"""Reading tables: conf/table/<table>.yaml, of the package or of a folder of the user's."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from bam_exp.config.choices import YAML, choice_names, config_dir, nearest
+from bam_exp.config.choices import YAML, choice_names, choice_path, nearest
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.tables.table import Row, Table
@@ -57,13 +57,13 @@ def trained_tables() -> list[str]:
 
 
 def load_table(name: str) -> Table:
-    """The table of conf/table/<name>.yaml.
+    """The table of this name.
 
     Raises:
         ConfigError: if there is no such table; else naming the file and the key that is wrong.
     """
-    path = config_dir() / "table" / f"{name}.yaml"
-    if name not in table_names():
+    path = choice_path("table", name)
+    if path is None:
         raise ConfigError(
             f"{name}: there is no such table{nearest(name, table_names())} (there are {', '.join(table_names())})"
         )

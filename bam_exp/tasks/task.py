@@ -32,7 +32,7 @@ class Task(ABC):
     """Keyword arguments of torch.optim.SGD."""
 
     @property
-    def limits(self) -> dict[str, int | float]:
+    def limits(self) -> dict[str, Any]:
         """The limits that Lightning's trainer is given."""
         return {
             "max_epochs": self.epochs,

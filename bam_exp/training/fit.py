@@ -1,6 +1,5 @@
 """Training and testing one run, from wherever it stands to its `result.json`."""
 
-import sys
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +7,7 @@ import torch
 
 from bam_exp.build import Parts, build
 from bam_exp.complexity import complexity
+from bam_exp.console import say
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
@@ -43,14 +43,18 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     limits = learner.task.limits
     saver = CheckpointSaver(machine, interruption)
     if ranks.rank() != 0:
-        trainer = make_trainer(machine, run.folder, logger=False, callbacks=[saver], **limits)
+        trainer = make_trainer(
+            machine, run.folder, logger=False, callbacks=[saver], fingerprint=run.fingerprint, **limits
+        )
         trainer.fit(learner, ckpt_path=ranks.broadcast(None), weights_only=True)
         learner.evaluate_last()
         return {}
     start = begin(run)
-    checkpoints, logger, progress = Checkpoints(run.folder), Curves(run.folder), Progress(run.name)
-    trainer = make_trainer(machine, run.folder, logger=logger, callbacks=[progress, saver], **limits)
-    newest = checkpoints.newest(lambda line: print(f"{run.name}: {line}", file=sys.stderr))
+    checkpoints, logger, progress = Checkpoints(run.folder, run.fingerprint), Curves(run.folder), Progress(run.name)
+    trainer = make_trainer(
+        machine, run.folder, logger=logger, callbacks=[progress, saver], fingerprint=run.fingerprint, **limits
+    )
+    newest = checkpoints.newest(lambda line: say(f"{run.name}: {line}"))
     ranks.broadcast(newest and str(newest))
     if newest is not None:
         learner.history = checkpoints.load_checkpoint(newest)["history"]
@@ -96,9 +100,8 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
 
 def _print_summary(run: Run, result: dict[str, Any], skipped: int) -> None:
     threads = torch.get_num_threads()
-    print(
+    say(
         f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}, "
         f"data wait {result['data_wait_percent']:.1f} %"
-        + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else ""),
-        file=sys.stderr,
+        + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else "")
     )

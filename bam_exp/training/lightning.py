@@ -18,9 +18,15 @@ from bam_exp.training.checkpoints import Checkpoints
 
 
 def make_trainer(
-    machine: Machine, folder: Path, *, logger: Logger | Literal[False], callbacks: list[pl.Callback], **limits: Any
+    machine: Machine,
+    folder: Path,
+    *,
+    logger: Logger | Literal[False],
+    callbacks: list[pl.Callback],
+    fingerprint: str | None = None,
+    **limits: Any,
 ) -> pl.Trainer:
-    """A Lightning trainer for one run on a machine; `limits` are those of its task."""
+    """A Lightning trainer for one run on a machine; its checkpoints belong to `fingerprint`, `limits` are those of its task."""
     alone = ranks.size() == 1
     return pl.Trainer(
         accelerator="gpu" if machine.uses_gpu else "cpu",
@@ -33,7 +39,7 @@ def make_trainer(
         logger=logger,
         callbacks=callbacks,
         # Under SLURM, submitit requeues, not Lightning.
-        plugins=[Checkpoints(folder), LightningEnvironment() if alone else Environment()],
+        plugins=[Checkpoints(folder, fingerprint), LightningEnvironment() if alone else Environment()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

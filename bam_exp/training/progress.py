@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from bam_exp.console import say
 from bam_exp.durations import duration
 from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
@@ -109,6 +111,7 @@ class Progress(pl.Callback):
 
     def _say(self, line: str) -> None:
         if self.bar is not None:
-            self.bar.console.print(line, highlight=False, soft_wrap=True)
+            with suppress(OSError):
+                self.bar.console.print(line, highlight=False, soft_wrap=True)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)

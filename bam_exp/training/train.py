@@ -1,12 +1,11 @@
 """Training one run in this process: its lock, a GPU, the other ranks, and how it ends."""
 
-import shlex
 import sys
 import traceback
-from collections.abc import Sequence
 from contextlib import ExitStack
 
 from bam_exp.build import Parts
+from bam_exp.console import say
 from bam_exp.errors import BamError, Busy, ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.machine import Machine, ranks
@@ -21,12 +20,12 @@ from bam_exp.runs.run import Run
 from bam_exp.training.fit import fit
 
 
-def train(run: Run, parts: Parts, machine: Machine, overrides: Sequence[str] = ()) -> None:
+def train(run: Run, parts: Parts, machine: Machine, command: str | None = None) -> None:
     """Train a run in this process, holding its lock and a GPU.
 
     Args:
         parts: of the run, on the meta device; its data is prepared.
-        overrides: of the command line, for the other ranks, if there are any, and for the hint how to continue.
+        command: the command that continues the run, to be shown if it is stopped; None for a job of a sweep, which says it.
 
     Raises:
         SystemExit: 1 if the run failed, 128 + the signal if it was told to stop.
@@ -37,10 +36,10 @@ def train(run: Run, parts: Parts, machine: Machine, overrides: Sequence[str] = (
     first = World.from_environment().rank == 0
 
     def on_failure(reason: str, trace: str = "") -> None:
-        print(f"bam-train: {run.name} failed: {record_failure(run, reason, trace)}", file=sys.stderr, flush=True)
+        say(f"bam-train: {run.name} failed: {record_failure(run, reason, trace)}")
 
     try:
-        with process_group(machine.processes, overrides, on_failure) as group, ExitStack() as held:
+        with process_group(machine.processes, run.full_overrides, on_failure) as group, ExitStack() as held:
             gpus: list[str] = []
             if first:
                 held.enter_context(run_lock(run))
@@ -54,17 +53,17 @@ def train(run: Run, parts: Parts, machine: Machine, overrides: Sequence[str] = (
             result = fit(run, parts, machine, interruption)
     except Interrupted as stop:
         if first:
-            typed = shlex.join(word for word in overrides or run.overrides if not word.startswith("hydra."))
-            print(f"{run.name}: stopped, its checkpoint is saved; continue with: bam-train {typed}", file=sys.stderr)
+            hint = "" if command is None else f"; continue with: {command}"
+            say(f"{run.name}: stopped, its checkpoint is saved{hint}")
         raise SystemExit(128 + stop.number) from stop
     except (Busy, ConfigError):
         raise
     except Exception as error:
-        if not isinstance(error, BamError):  # the line of ours says everything
-            traceback.print_exc()
+        if not isinstance(error, BamError | OSError):  # whose line says everything
+            say(traceback.format_exc().rstrip())
         if first:
             on_failure(error_line(error), traceback.format_exc())
         raise SystemExit(1) from error
     if first:
         figure = FIGURES[parts.task.headline]
-        print(f"{run.name}: {figure.text(result['metrics'][figure.name])}  ({run.folder / 'result.json'})")
+        say(f"{run.name}: {figure.text(result['metrics'][figure.name])}  ({run.folder / 'result.json'})", sys.stdout)
