@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.config import Chosen, parse_overrides, swept_values
@@ -132,7 +132,7 @@ def _check_sweep(master: DictConfig) -> None:
         raise ConfigError(
             f"a sweep starts the processes of its runs itself: trainer.devices=…, without {world.starter}"
         )
-    for override in parse_overrides(master.hydra.overrides.task):
+    for override in parse_overrides(_typed(master)):
         if override.key_or_group == "experiment" and override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: one table at a time; start a sweep for each")
     if master.hydra.job.chdir:
@@ -144,11 +144,17 @@ def _check_sweep(master: DictConfig) -> None:
         raise ConfigError(f"output_dir: cannot write to {sweep_dir} ({reason_of(error)})") from error
 
 
+def _typed(master: DictConfig) -> list[str]:
+    """The overrides of the sweep, with interpolations as they were typed: each job resolves its own."""
+    overrides: list[str] = OmegaConf.to_container(master.hydra.overrides.task, resolve=False)  # type: ignore[assignment]
+    return overrides
+
+
 def _jobs(master: DictConfig) -> Iterator[DictConfig]:
     """The config of each job: the product of the values of all overrides, of which the last for a key counts."""
     loader = GlobalHydra.instance().config_loader()
     words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
-    overrides = parse_overrides([*words, *master.hydra.overrides.task], loader)
+    overrides = parse_overrides([*words, *_typed(master)], loader)
     values = {override.get_key_element(): swept_values(override) for override in overrides}
     for job in product(*values.values()):
         yield loader.load_sweep_config(master, [f"{key}={value}" for key, value in zip(values, job, strict=True)])
