@@ -1,6 +1,6 @@
 """`python -m bam_exp` is `bam-train`."""
 
-from bam_exp.commands.train import main
+from bam_exp.entry import train
 
 if __name__ == "__main__":
-    main()
+    train()

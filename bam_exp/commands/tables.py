@@ -1,9 +1,12 @@
 """`bam-tables`: what the networks of the paper's tables cost, and what our runs measured beside the paper's figures."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from pathlib import Path
 
+from bam_exp import __version__
+from bam_exp.commands.environment import use_environment, value_of
 from bam_exp.config import parse_overrides
 from bam_exp.durations import seconds_of
 from bam_exp.errors import ConfigError
@@ -53,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"bam-tables {__version__}")
+    parser.add_argument("--config-dir", metavar="DIR", help="folder of your own choices and tables (or BAM_EXP_CONF)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     listed = f"names of tables ({', '.join(table_names())}); none: all"
 
@@ -86,20 +91,19 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """`bam-tables`; wrong input ends in one line and exit code 2."""
-    options = _parser().parse_args()
-    overrides = [word for word in options.words if "=" in word]
-    names = [word for word in options.words if "=" not in word]
     with one_line_errors("bam-tables"):
+        use_environment(value_of(sys.argv[1:], "--config-dir"))
+        options = _parser().parse_args()
+        overrides = [word for word in options.words if "=" in word]
+        names = [word for word in options.words if "=" not in word]
         if overrides and not options.takes_overrides:
             raise ConfigError(f"{overrides[0]}: {options.command} takes the names of tables only")
         for name in names:
             load_table(name)
         register(parse_overrides(overrides), names)
-        run = partial(options.run, names or table_names(), overrides)
-        try:
-            raise SystemExit(run(options))
-        except OSError as error:
-            raise ConfigError(str(error)) from error
+        options.output_dir = str(Path(getattr(options, "output_dir", ".")).expanduser())
+        code = options.run(names or table_names(), overrides, options)
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

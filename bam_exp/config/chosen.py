@@ -142,7 +142,9 @@ def _weights_file(key: str, value: object) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, str) or not Path(value).expanduser().is_file():
-        raise ConfigError(f"{key}={value}: should be a .safetensors file (`bam-weights import` makes one from a checkpoint)")
+        raise ConfigError(
+            f"{key}={value}: should be a .safetensors file (`bam-weights import` makes one from a checkpoint)"
+        )
     return Path(value).expanduser()
 
 

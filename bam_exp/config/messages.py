@@ -35,6 +35,11 @@ def one_line(error: BaseException) -> str:
 
 
 def _no_such_choice(group: str, choice: str, options: list[str]) -> str:
+    if not group:
+        return (
+            f"{choice}: no config of this name is in the search path; --config-dir DIR adds a folder to the configs of "
+            "bam_exp, and --config-path DIR replaces them"
+        )
     return f"{group}={choice}: there is no such {group}{nearest(choice, options)} (there are {', '.join(options)})"
 
 

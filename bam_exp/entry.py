@@ -1,0 +1,39 @@
+"""The entry points of the console commands: Ctrl-C ends a command in one line, also while it is still importing."""
+
+import sys
+from importlib import import_module
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells do
+
+
+def _run(command: str) -> None:
+    try:
+        import_module(f"bam_exp.commands.{command}").main()
+    except KeyboardInterrupt:
+        print(f"bam-{command}: interrupted", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+
+
+def train() -> None:
+    """`bam-train`."""
+    _run("train")
+
+
+def tables() -> None:
+    """`bam-tables`."""
+    _run("tables")
+
+
+def bench() -> None:
+    """`bam-bench`."""
+    _run("bench")
+
+
+def data() -> None:
+    """`bam-data`."""
+    _run("data")
+
+
+def weights() -> None:
+    """`bam-weights`."""
+    _run("weights")
