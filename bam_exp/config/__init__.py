@@ -15,7 +15,7 @@ from bam_exp.config.choices import (
     use_folders,
 )
 from bam_exp.config.chosen import Choice, Chosen
-from bam_exp.config.compose import check_overrides, compose, composing, parse_overrides, search_path, swept_values
+from bam_exp.config.composition import check_overrides, compose, composing, parse_overrides, search_path, swept_values
 from bam_exp.config.messages import REFUSED, one_line
 
 __all__ = [

@@ -118,5 +118,5 @@ def choice_names(group: str) -> list[str]:
 
 def nearest(name: object, allowed: Iterable[object]) -> str:
     """`; did you mean X?` if one of the allowed names is similar, else an empty string."""
-    close = difflib.get_close_matches(str(name), [str(option) for option in allowed], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), [str(option) for option in allowed], n=1, cutoff=0.65)
     return f"; did you mean {close[0]}?" if close else ""

@@ -50,7 +50,7 @@ def script() -> None:
     CheckpointSaver.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
     tables.register()
     run, parts, machine = ready(*sys.argv[1:])
-    train_run(run, parts, machine, sys.argv[1:])
+    train_run(run, parts, machine)
 
 
 def train(folder: Path, *words: str, processes: int = 1, stop: int = 0) -> list[int]:
@@ -61,7 +61,12 @@ def train(folder: Path, *words: str, processes: int = 1, stop: int = 0) -> list[
     for rank in range(processes):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": PORT, "STOP": stop}
         variables |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
-        environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", **{key: str(one) for key, one in variables.items()}}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "MASTER_ADDR": "127.0.0.1",
+            **{key: str(one) for key, one in variables.items()},
+        }
         command = [
             sys.executable,
             __file__,

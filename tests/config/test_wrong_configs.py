@@ -183,7 +183,7 @@ def test_mistakes_in_a_file_are_refused_too(
     key = line.partition(":")[0]
     kept = [one for one in text.splitlines() if not one.startswith(f"{key}:")]
     (folder / "attention" / "bam.yaml").write_text("\n".join([*kept, line]) + "\n")
-    for module in (choices, sys.modules["bam_exp.config.compose"]):
+    for module in (choices, composition):
         monkeypatch.setattr(module, "config_dir", lambda: folder)
     config.choice_file.cache_clear()
     try:

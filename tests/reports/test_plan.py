@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
-from test_report import fake_result
 
 from bam_exp.durations import seconds_of
 from bam_exp.machine import Machine
+from reports.test_report import fake_result
 
 
 def measured_here(folder: Path, seconds_per_epoch: float) -> None:

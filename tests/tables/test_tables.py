@@ -64,7 +64,8 @@ def own_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if path.name != "table":
             (folder / path.name).symlink_to(path)
     (folder / "table").mkdir()
-    monkeypatch.setattr(config, "config_dir", lambda: folder)
+    monkeypatch.setattr("bam_exp.config.choices.config_dir", lambda: folder)
+    monkeypatch.setattr("bam_exp.config.composition.config_dir", lambda: folder)
     return folder / "table"
 
 

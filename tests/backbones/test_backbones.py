@@ -5,11 +5,11 @@ they say; the networks run at any size from `min_size` on, keep channels_last, a
 
 import copy
 import inspect
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bam_exp.backbones import VGG, WRN, Backbone, DenseNet, MobileNet, PreResNet, ResNet, ResNeXt, SqueezeNet
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "backbone"
+CONF = REPOSITORY / "conf" / "backbone"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 

@@ -33,7 +33,7 @@ PROCESSES.set_forkserver_preload(
         "bam_exp.reports.report",
         "bam_exp.training.train",
         "bam_exp.tasks.classifier",
-        "test_faults",
+        "runs.test_faults",
     ]
 )
 
