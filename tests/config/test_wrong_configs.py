@@ -11,7 +11,7 @@ import pytest
 from conftest import ready
 
 from bam_exp import config, tables
-from bam_exp.config import choices
+from bam_exp.config import choices, composition
 from bam_exp.exits import one_line_errors
 
 CHOICES = {

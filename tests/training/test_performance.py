@@ -31,6 +31,7 @@ from bam_exp.bench.step import Step, Variant
 from bam_exp.config.targets import find_target
 from bam_exp.data import Shapes
 from bam_exp.machine import Machine
+from bam_exp.machine.compiling import compile_network
 from bam_exp.tasks import Classification
 from bam_exp.tasks.classifier import Classifier
 from bam_exp.training.lightning import make_trainer
