@@ -75,6 +75,18 @@ def _rows() -> None:
     tables.register()
 
 
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders and packages that a test adds are forgotten after it."""
+    from bam_exp.config import choices
+
+    monkeypatch.setattr(choices, "_extra_folders", [])
+    monkeypatch.setattr(choices, "_packages", {"bam_exp"})
+    for name in ("BAM_EXP_CONF", "BAM_EXP_PACKAGES"):
+        monkeypatch.setenv(name, "")
+    choices.choice_file.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder of real data and notes beside the project (or at $BAM_SHARED); tests that need it skip without it."""

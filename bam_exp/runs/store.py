@@ -107,13 +107,13 @@ def _read(path: Path) -> Iterator[Line]:
     """The lines of a store, checked."""
     advice = "restore the file, for example from git"
     try:
-        rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
+        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
+        rows = list(reader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: not a table of runs ({error}); {advice}") from error
-    columns = set(rows[0]) if rows else set(_REQUIRED)
-    if missing := [column for column in _REQUIRED if column not in columns]:
+    if missing := [column for column in _REQUIRED if column not in (reader.fieldnames or ())]:
         raise ConfigError(f"{path}: not a table of runs (no column {missing[0]}); {advice}")
     seen: set[tuple[str, ...]] = set()
     for number, row in enumerate(rows, start=2):

@@ -48,6 +48,7 @@ class Sweep(Callback):
             if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
                 return
             self._check_jobs(config)
+            _make_folder(config)
             Sweep.active = self
             done = sum(is_done(run) for run in self.runs.values())
             say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
@@ -137,6 +138,14 @@ def _check_sweep(master: DictConfig) -> None:
             raise ConfigError(f"{override.input_line}: one table at a time; start a sweep for each")
     if master.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
+
+
+def _make_folder(master: DictConfig) -> None:
+    """Make the folder that Hydra writes to.
+
+    Raises:
+        ConfigError: if it cannot be made.
+    """
     sweep_dir = Path(master.hydra.sweep.dir)
     try:
         sweep_dir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,121 @@
+"""A sweep trains what it announced, or is refused: configs of the user's, interpolations, Hydra's own flags."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Command, Ended
+
+FAST = (
+    "recipe.epochs=1", "recipe.max_steps=1", "backbone.widen=0.25", "attention.reduction=4", "data.train_size=160",
+    "data.test_size=40", "recipe.batch_size=32", "trainer.threads=1", "trainer.device=cpu",
+)  # fmt: skip
+
+
+def bam_train_process(folder: Path, *words: str) -> Ended:
+    """The command in a process of its own, as a user starts it."""
+    command = [sys.executable, "-P", "-m", "bam_exp", *words]
+    ended = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ, timeout=240
+    )
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
+
+
+def names(folder: Path) -> set[str]:
+    """The names of the finished runs."""
+    return {str(path.parent.relative_to(folder / "runs")) for path in folder.glob("runs/**/result.json")}
+
+
+def test_a_config_of_the_users_own_holds_in_every_job(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yaml").write_text(
+        "defaults: [config, _self_]\nseed: 5\nrecipe: {epochs: 1, max_steps: 1, batch_size: 32}\n"
+        "data: {train_size: 160, test_size: 40}\ntrainer: {threads: 1}\n"
+    )
+    ended = bam_train_process(tmp_path, "-m", "--config-dir", "own", "--config-name", "mine", "attention.reduction=4,8")
+    assert ended.code == 0, ended.err
+    recipe = "demo-epochs1-max_steps1"
+    assert names(tmp_path) == {
+        f"shapes-train_size160-test_size40/resnet20/bam-reduction{reduction}/{recipe}/seed5" for reduction in (4, 8)
+    }
+
+
+def test_an_interpolation_is_resolved_by_each_job(tmp_path: Path) -> None:
+    ended = bam_train_process(tmp_path, "-m", *FAST, "recipe.lr=0.1,0.2", "recipe.weight_decay=${recipe.lr}")
+    assert ended.code == 0, ended.err
+    assert {name.split("/")[3].split("-lr")[1] for name in names(tmp_path)} == {
+        "0.1-weight_decay0.1",
+        "0.2-weight_decay0.2",
+    }
+
+
+def test_a_folder_called_bam_exp_is_not_the_package(tmp_path: Path) -> None:
+    (tmp_path / "bam_exp").mkdir()
+    (tmp_path / "bam_exp" / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    ended = bam_train_process(tmp_path, "-m", *FAST, "seed=1")
+    assert ended.code == 0, ended.err
+
+
+def test_a_choice_of_the_users_own_is_named_for_what_differs_from_it(tmp_path: Path) -> None:
+    (tmp_path / "own" / "recipe").mkdir(parents=True)
+    (tmp_path / "own" / "recipe" / "fast.yaml").write_text(
+        "_target_: bam_exp.tasks.Classification\nepochs: 1\nmax_steps: 1\nbatch_size: 32\nlr: 0.05\n"
+    )
+    small = ["data.train_size=160", "data.test_size=40", "trainer.threads=1", "trainer.device=cpu"]
+    ended = bam_train_process(tmp_path, "-m", "--config-dir", "own", "recipe=fast", "recipe.lr=0.05,0.1", *small)
+    assert ended.code == 0, ended.err
+    assert {name.split("/")[3] for name in names(tmp_path)} == {"fast", "fast-lr0.1"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["-m", "hydra.job.chdir=true", "seed=1,2"], "hydra.job.chdir=true"),
+        (["-m", "+experiment=demo,cpu"], "one table at a time"),
+        (["-m", "output_dir=/proc/nope", "seed=1,2"], "output_dir: cannot write to /proc/nope"),
+        (["+row/tabel1a=d4", "--cfg", "job"], "did you mean table1a?"),
+        (["+recipe.lrr=0.1", "--cfg", "job"], "did you mean lr?"),
+        (["data_root=my data (v2)"], "'data_root=\"my data (v2)\"'"),
+        (["--config-dir", "nowhere"], "nowhere: there is no such folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_what_it_says_is_refused(
+    bam_train: Command, tmp_path: Path, words: list[str], said: str
+) -> None:
+    ended = bam_train(*words)
+    assert ended.code == 2
+    assert said in ended.err
+    assert len(ended.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_folder(bam_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert bam_train(*FAST, "output_dir='~/out'").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert names(tmp_path / "home" / "out")
+
+
+@pytest.mark.parametrize(
+    "words", [["experiment=demo"], ["row/demo=bam", "-m", "seed=1,2"], ["+row/demo=glob(*)", "-m", "seed=1,2"]], ids=str
+)
+def test_a_plus_is_not_needed_and_flags_may_stand_anywhere(words: list[str]) -> None:
+    from bam_exp.commands.environment import flags_and_overrides
+
+    flags, overrides = flags_and_overrides(words)
+    assert all(word.startswith("+") for word in overrides if "seed" not in word)
+    assert flags == [word for word in words if word == "-m"]
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.load", "numpy.load", "other_package.Thing"])
+def test_a_yaml_alone_runs_nothing(bam_train: Command, tmp_path: Path, target: str) -> None:
+    (tmp_path / "own" / "recipe").mkdir(parents=True)
+    (tmp_path / "own" / "recipe" / "evil.yaml").write_text(f"_target_: {target}\n")
+    before = set(sys.modules)
+    ended = bam_train("--config-dir", str(tmp_path / "own"), "recipe=evil")
+    assert ended.code == 2
+    assert f"recipe._target_={target}" in ended.err
+    assert not {name for name in set(sys.modules) - before if name.startswith(("other_package", "numpy.load"))}
