@@ -1,15 +1,27 @@
 """BAM: bottleneck attention module (Park, Woo, Lee, Kweon, BMVC 2018, section 3 and Figure 2)."""
 
 from collections import OrderedDict
-from typing import Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from bam_exp.attention.gate import gate, pool
+from bam_exp.attention.gate import attention, gate, pool
 from bam_exp.attention.knobs import Rounding, hidden_width
 from bam_exp.schema import checked
+
+
+class AttentionMaps(NamedTuple):
+    """What a BAM attends to in a map of N x C x H x W."""
+
+    channel: Tensor | None
+    """N x C: the channel branch with its norm, before it is combined; None without that branch."""
+    spatial: Tensor | None
+    """N x 1 x H x W, signed: the spatial branch with its norm, before it is expanded to C channels and combined. With
+    norm="paper", `spatial_norm.weight` and `.bias` (C each) turn it into what is combined. None without that branch."""
+    attention: Tensor
+    """N x C x H x W, from 0 to 1: M(F), the sigmoid of the combined branches."""
 
 
 class BAM(nn.Module):
@@ -38,6 +50,8 @@ class BAM(nn.Module):
         ValueError: if reduction does not divide channels and rounding is "exact".
     """
 
+    _expands: Final[bool]  # Final lets torch.jit.script leave out the branch that is not taken
+
     @checked
     def __init__(
         self,
@@ -53,6 +67,10 @@ class BAM(nn.Module):
         super().__init__()
         self.branches, self.combine = branches, combine
         hidden = hidden_width(channels, reduction, rounding)
+        self.channel: nn.Module | None = None
+        self.channel_norm: nn.Module | None = None
+        self.spatial: nn.Module | None = None
+        self.spatial_norm: Any = None  # a module of one of three classes, or None
         if branches != "spatial":
             self.channel = _channel_branch(channels, hidden, norm != "equations")
             self.channel_norm = nn.Identity() if norm == "released" else nn.BatchNorm1d(channels)
@@ -60,6 +78,7 @@ class BAM(nn.Module):
             self.spatial = _spatial_branch(channels, hidden, dilation, norm != "equations")
             ends = {"paper": ExpandedBatchNorm(channels), "equations": nn.BatchNorm2d(1), "released": nn.Identity()}
             self.spatial_norm = ends[norm]
+        self._expands = branches != "channel" and norm == "paper"
         self._initialise()
 
     def _initialise(self) -> None:
@@ -72,15 +91,44 @@ class BAM(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.branches == "channel":
-            return x * (1 + self._channel(x).sigmoid())[:, :, None, None]
-        spatial = self.spatial_norm(self.spatial(x))
-        # M = max(floor, scale * spatial + shift), where None is a neutral element.
-        scale = shift = floor = None
-        if isinstance(self.spatial_norm, ExpandedBatchNorm):
+        channel, spatial = self._branches(x)
+        if spatial is None:
+            assert channel is not None
+            return x * (1 + channel.sigmoid())[:, :, None, None]
+        scale, shift, floor = self._combined(channel)
+        return gate(x, scale, spatial, shift, floor)
+
+    @torch.jit.export
+    def attention_maps(self, x: Tensor) -> AttentionMaps:
+        """The attention maps of an N x C x H x W map; `forward(x)` equals `x + x * attention_maps(x).attention`.
+
+        In training mode this call, like `forward`, uses the statistics of the batch and updates the running ones.
+        """
+        channel, spatial = self._branches(x)
+        if spatial is None:
+            assert channel is not None
+            return AttentionMaps(channel, None, channel.sigmoid()[:, :, None, None].expand_as(x))
+        scale, shift, floor = self._combined(channel)
+        return AttentionMaps(channel, spatial, attention(x, scale, spatial, shift, floor))
+
+    def _branches(self, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """The channel branch, N x C, and the spatial branch, N x 1 x H x W; None for a branch that is absent."""
+        channel: Tensor | None = None
+        spatial: Tensor | None = None
+        if self.channel is not None and self.channel_norm is not None:
+            channel = self.channel_norm(self.channel(pool(x)))
+        if self.spatial is not None and self.spatial_norm is not None:
+            spatial = self.spatial_norm(self.spatial(x))
+        return channel, spatial
+
+    def _combined(self, channel: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Scale, shift and floor of M = max(floor, scale * spatial + shift), where None is the neutral element."""
+        scale: Tensor | None = None
+        shift: Tensor | None = None
+        floor: Tensor | None = None
+        if self._expands:
             scale, shift = self.spatial_norm.weight[None], self.spatial_norm.bias[None]
-        if self.branches == "both":
-            channel = self._channel(x)
+        if channel is not None:
             if self.combine == "sum":
                 shift = channel if shift is None else channel + shift
             elif self.combine == "product":
@@ -88,12 +136,7 @@ class BAM(nn.Module):
                 shift = None if shift is None else channel * shift
             else:
                 floor = channel
-        return gate(x, scale, spatial, shift, floor)
-
-    def _channel(self, x: Tensor) -> Tensor:
-        """The channel branch, N x C."""
-        channel: Tensor = self.channel_norm(self.channel(pool(x)))
-        return channel
+        return scale, shift, floor
 
     def extra_repr(self) -> str:
         return f"branches={self.branches}, combine={self.combine}"

@@ -12,7 +12,7 @@ from torch import nn
 import bam_exp.attention
 from bam_exp.attention import attach
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "attention"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
