@@ -44,7 +44,7 @@ def bottlenecks(probe: Probe) -> tuple[list[Choice], list[str]]:
         ValueError: if the maps never shrink, if they shrink as tokens (N x L x C), or if there is no trunk.
     """
     run, owner = probe.run, type(probe.network).__name__
-    cuts = trunk(_deepest(run), run.start)
+    order, cuts = trunk(_deepest(run), run.start)
     levels = _levels(run, cuts)
     if not levels:
         raise ValueError(
@@ -55,17 +55,15 @@ def bottlenecks(probe: Probe) -> tuple[list[Choice], list[str]]:
         raise ValueError(f"at=auto: the maps of {owner} never shrink (all are {levels[0]}); name places with at=[...]")
     choices: list[Choice] = []
     left_out: list[str] = []
-    ended = 0
+    begun = 0
     for level, following in zip(levels, levels[1:], strict=False):
-        choice = _before_the_shrink(run, level, following, [name for choice in choices for name in choice.names])
-        made_by = [
-            call
-            for call in run.calls
-            if _is_weighted(call) and ended < call.end <= choice.call.end and not _differs(run, call, level.map)
-        ]
-        ended = choice.call.end
-        if len(made_by) < 2:
-            left_out.append(f"{choice.names[0]} ({level}): made by fewer than two layers with weights")
+        choice = _before_the_shrink(run, level, following, [choice.names[0] for choice in choices])
+        ended = order[choice.call.node]
+        made_by = [call for call in run.calls if _is_weighted(call) and begun < order.get(call.node, -1) <= ended]
+        of_this_size = [call for call in made_by if not _differs(run, call, level.map)]
+        begun = ended
+        if len(made_by) <= 2 and len(of_this_size) < 2:  # a stem's convolution, or an extra layer of a detector
+            left_out.append(f"{choice.names[0]} ({level}): made by fewer than two layers with weights of this size")
         else:
             choices.append(choice)
             if tokens := _tokens(run, cuts, choice, following):
@@ -80,8 +78,8 @@ def bottlenecks(probe: Probe) -> tuple[list[Choice], list[str]]:
     return choices[-LEVELS:], left_out
 
 
-def trunk(output: Tensor, start: Node | None) -> dict[Node, int]:
-    """The autograd nodes through which every path from the output to the start goes, with their order."""
+def trunk(output: Tensor, start: Node | None) -> tuple[dict[Node | None, int], dict[Node | None, int]]:
+    """The autograd nodes between start and output in their order, and those through which every path goes."""
     order: list[Node] = []
     reaches: dict[Node | None, bool] = {None: False, start: True}
     opened: set[Node] = set()
@@ -98,21 +96,20 @@ def trunk(output: Tensor, start: Node | None) -> dict[Node, int]:
             opened.add(node)
             stack.append((node, True))
             stack += [(following, False) for following, _ in node.next_functions]
-    index = {node: number for number, node in enumerate(order, 1)}
-    if start is not None:
-        index[start] = 0
+    index: dict[Node | None, int] = {start: 0, **{node: number for number, node in enumerate(order, 1)}}
     steps = [0] * (len(index) + 1)  # edges that begin and end around a node jump over it
     for node, number in index.items():
-        for following, _ in node.next_functions if node is not start else ():
+        for following, _ in node.next_functions if node is not None and node is not start else ():
             if following in index:
                 steps[index[following] + 1] += 1
                 steps[number] -= 1
-    cuts, jumping = {}, 0
+    cuts: dict[Node | None, int] = {}
+    jumping = 0
     for node, number in sorted(index.items(), key=lambda item: item[1]):
         jumping += steps[number]
         if jumping == 0:
             cuts[node] = number
-    return cuts
+    return index, cuts
 
 
 def _deepest(run: Run) -> Tensor:
@@ -120,14 +117,14 @@ def _deepest(run: Run) -> Tensor:
     outputs = [leaf for leaf in tree_leaves(run.output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
     if not outputs:
         raise ValueError("at=auto: no output depends on the image by operations that can be differentiated")
-    maps = [leaf for leaf in outputs if leaf.ndim == 4]
-    return min(maps, key=lambda leaf: leaf.shape[2] * leaf.shape[3]) if maps else outputs[0]
+    sizes = {leaf: here.height * here.width for leaf in outputs if (here := run.map_of(leaf)) is not None}
+    return min(sizes, key=lambda leaf: sizes[leaf]) if sizes else outputs[0]
 
 
-def _levels(run: Run, cuts: dict[Node, int]) -> list[Level]:
+def _levels(run: Run, cuts: dict[Node | None, int]) -> list[Level]:
     levels: list[Level] = []
-    found = [call for call in run.calls if call.node in cuts and call.name]
-    for call in sorted(found, key=lambda call: (cuts[call.node], call.end)):  # type: ignore[index]
+    on_it = [call for call in run.calls if call.node in cuts and call.name]
+    for call in sorted(on_it, key=lambda call: (cuts[call.node], call.end)):
         here = run.map_of(call.output)
         if here is None or here.height == here.width == 1:
             continue
@@ -143,7 +140,8 @@ def _levels(run: Run, cuts: dict[Node, int]) -> list[Level]:
 def _before_the_shrink(run: Run, level: Level, following: Level, taken: list[str]) -> Choice:
     """The input of the unit that shrinks this level, the outermost one that does not work at this size first."""
     nodes = {call.node for call in level.calls}
-    units = [call for call in run.calls if call.source_node in nodes and _shrinks(run, call)]
+    last = max(call.end for call in level.calls)  # what ends before is a gate or a pooled key, not the trunk
+    units = [call for call in run.calls if call.source_node in nodes and call.end > last and _shrinks(run, call)]
     shrunk = min(call.end for call in following.calls)
     node, before = level.calls[-1].node, shrunk
     for unit in sorted(units, key=lambda call: (call.start, -call.end)):
@@ -154,14 +152,14 @@ def _before_the_shrink(run: Run, level: Level, following: Level, taken: list[str
             break
     same = [call for call in level.calls if call.node is node]
     if not same:  # an operation without a module made that map
-        last = max((call for call in level.calls if call.end < before), key=lambda call: call.end)
-        same = [call for call in level.calls if call.node is last.node]
-    same.sort(key=lambda call: call.end, reverse=True)
+        latest = max((call for call in level.calls if call.end < before), key=lambda call: call.end)
+        same = [call for call in level.calls if call.node is latest.node]
+    same.sort(key=lambda call: (call.source_node is call.node, -call.end))  # what only passes the map on comes last
     names = [call.name for call in same]
     names.sort(key=lambda name: any(one.startswith(f"{name}.") for one in taken))
     here = run.map_of(same[0].output)
     assert here is not None
-    return Choice(here, same[-1], tuple(names))
+    return Choice(here, min(same, key=lambda call: call.end), tuple(names))
 
 
 def _shrinks(run: Run, call: Call) -> bool:
@@ -185,10 +183,10 @@ def _differs(run: Run, call: Call, here: Map) -> bool:
     there = run.map_of(output)
     if there is None:
         return output.ndim == 4 and output.shape[2] == output.shape[3] == 1
-    return (there.height, there.width) != (here.height, here.width)
+    return there.is_smaller_than(here) or here.is_smaller_than(there)
 
 
-def _tokens(run: Run, cuts: dict[Node, int], choice: Choice, following: Level) -> str:
+def _tokens(run: Run, cuts: dict[Node | None, int], choice: Choice, following: Level) -> str:
     """The first module between a map and the next level that yields tokens on the trunk."""
     end = min(call.end for call in following.calls)
     return next(

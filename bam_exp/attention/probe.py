@@ -4,6 +4,8 @@ import copy
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bam_exp.attention.insert import insert, remove
 
-TOLERANCE = 3
-"""Pixels by which a map may miss the proportions of the image: unpadded convolutions and rounding."""
+TOLERANCE = 4
+"""Pixels by which a map may miss the proportions of the image and a whole stride: unpadded convolutions and rounding."""
 
 
 class ProbeError(ValueError):
@@ -35,7 +37,8 @@ class Map:
         return f"{self.channels} channels, {self.height} x {self.width}, {layout}"
 
     def is_smaller_than(self, other: "Map") -> bool:
-        return self.height < other.height and self.width < other.width
+        """Whether both sides are; a convolution without padding or a pooling to a fixed size makes no new size."""
+        return self.height < 0.8 * other.height and self.width < 0.8 * other.width
 
 
 @dataclass
@@ -63,27 +66,39 @@ class Run:
     calls: list[Call] = field(default_factory=list)
 
     def map_of(self, tensor: object) -> Map | None:
-        """The map that a tensor is, None if it is none; the proportions of the image tell H x W from C.
+        """The map that a tensor is, None if it is none.
 
-        For a square image the two equal dimensions are H and W.
+        A map has the proportions of the image at a whole stride, which tells H x W from C. Where the image is square
+        and all three are equal, the layout is that of the other maps.
         """
         if not isinstance(tensor, Tensor) or tensor.ndim != 4 or tensor.shape[0] != self.image.shape[0]:
             return None
-        _, a, b, c = tensor.shape
-        height, width = self.image.shape[2:]
-        misses = {False: abs(b - c * height / width), True: abs(a - b * height / width)}
-        if height == width:
-            if misses[False] and misses[True]:
-                return None
-            if not misses[False] and not misses[True] and a > 1:
-                raise ProbeError(
-                    f"a map of {a} x {b} x {c} in a run on a square image: "
-                    "what is its width cannot be told; say it with channels="
-                )
+        first, middle, last = tensor.shape[1:]
+        misses = {False: self._miss(middle, last), True: self._miss(first, middle)}
         channels_last = misses[True] < misses[False]
+        if misses[True] == misses[False] and self._square and max(misses.values()) == 0 and first > 1:
+            channels_last = self._usually_channels_last
         if misses[channels_last] > TOLERANCE:
             return None
-        return Map(c, a, b, True) if channels_last else Map(a, b, c)
+        return Map(last, first, middle, True) if channels_last else Map(first, middle, last)
+
+    def _miss(self, height: int, width: int) -> float:
+        """By how many pixels height and width are not those of the image at a whole stride."""
+        of_image = self.image.shape[2:]
+        if self._square and height != width:
+            return float("inf")
+        shape = abs(height - width * of_image[0] / of_image[1])
+        stride = min(abs(height - of_image[0] / stride) for stride in range(1, of_image[0] + 1))
+        return shape if stride <= TOLERANCE else float("inf")
+
+    @property
+    def _square(self) -> bool:
+        return self.image.shape[2] == self.image.shape[3]
+
+    @cached_property
+    def _usually_channels_last(self) -> bool:
+        shapes = [call.output.shape[1:] for call in self.calls if isinstance(call.output, Tensor) and call.output.ndim == 4]
+        return sum(a == b != c for a, b, c in shapes) > sum(a != b == c for a, b, c in shapes)
 
 
 class Probe:
@@ -200,12 +215,13 @@ def _inputs(network: nn.Module, example: Any) -> Iterator[tuple[Any, ...]]:
         yield tree_map(lambda x: x.to("meta") if isinstance(x, Tensor) else x, given)
         return
     convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    channels = 3 if convolution is None else convolution.in_channels
+    channels = [3] if convolution is None else [convolution.in_channels, 3]
     # timm's networks say for which size they are made.
     said = getattr(network, "pretrained_cfg", None) or {}
     height, width = (said.get("input_size") or (3, 224, 224))[1:] if isinstance(said, dict) else (224, 224)
-    for size in ((height, width + 64), (height, width), (256, 256), (32, 32)):
-        yield (torch.empty(1, channels, *size, device="meta", dtype=dtype),)
+    sizes = ((height, width + 64), (height, width), (256, 256), (300, 300), (32, 32))
+    for count, size in product(dict.fromkeys(channels), dict.fromkeys(sizes)):
+        yield (torch.empty(1, count, *size, device="meta", dtype=dtype),)
 
 
 def _shapes(inputs: tuple[Any, ...]) -> str:
