@@ -5,6 +5,7 @@ pass says so for modules and functional operations alike. Branches, gates and th
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,7 +57,7 @@ def bottlenecks(probe: Probe) -> tuple[list[Choice], list[str]]:
     choices: list[Choice] = []
     left_out: list[str] = []
     begun = 0
-    for level, following in zip(levels, levels[1:], strict=False):
+    for level, following in pairwise(levels):
         choice = _before_the_shrink(run, level, following, [choice.names[0] for choice in choices])
         ended = order[choice.call.node]
         made_by = [call for call in run.calls if _is_weighted(call) and begun < order.get(call.node, -1) <= ended]
@@ -72,7 +73,7 @@ def bottlenecks(probe: Probe) -> tuple[list[Choice], list[str]]:
                     "name places with at=[...]"
                 )
     left_out += [f"{one.names[0]} ({one.map}): before the last {LEVELS}" for one in choices[:-LEVELS]]
-    left_out.append(f"{levels[-1].calls[-1].name} ({levels[-1]}): nothing shrinks after it")
+    left_out.append(f"{levels[-1]}: nothing shrinks after it")
     if not choices:
         raise ValueError(f"at=auto: {owner} has no bottleneck: " + "; ".join(left_out))
     return choices[-LEVELS:], left_out

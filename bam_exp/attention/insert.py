@@ -41,7 +41,7 @@ def ways(network: nn.Module, name: str) -> Iterator[str]:
 
 def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> None:
     """Put the attention behind the module of that name."""
-    attention._attached = True  # type: ignore[assignment]
+    attention.__dict__["_attached"] = True
     place = network.get_submodule(name)
     if way == "after":
         parent_name, _, child = name.rpartition(".")
@@ -50,7 +50,7 @@ def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> Non
         for key, _ in children:
             del parent._modules[key]
         for key, module in children:
-            parent.add_module(key, module)  # type: ignore[arg-type]
+            parent.add_module(key, module)
             if key == child:
                 parent.add_module(f"{child}_attention", attention)
         return
@@ -75,5 +75,5 @@ def remove(network: nn.Module) -> int:
 
 def _refine(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
     # A function of the module rather than a closure: copies of the network run their own attention, and pickle finds it.
-    refined: Tensor = module.attention(output)
+    refined: Tensor = module.get_submodule("attention")(output)
     return refined

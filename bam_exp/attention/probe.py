@@ -97,7 +97,9 @@ class Run:
 
     @cached_property
     def _usually_channels_last(self) -> bool:
-        shapes = [call.output.shape[1:] for call in self.calls if isinstance(call.output, Tensor) and call.output.ndim == 4]
+        shapes = [
+            call.output.shape[1:] for call in self.calls if isinstance(call.output, Tensor) and call.output.ndim == 4
+        ]
         return sum(a == b != c for a, b, c in shapes) > sum(a != b == c for a, b, c in shapes)
 
 
@@ -120,7 +122,9 @@ class Probe:
         try:
             self.network = meta_copy(network)
         except Exception as error:
-            raise ProbeError(f"{type(network).__name__} cannot be copied to the meta device ({_line(error)})") from error
+            raise ProbeError(
+                f"{type(network).__name__} cannot be copied to the meta device ({_line(error)})"
+            ) from error
         errors = []
         for inputs in _inputs(self.network, example):
             self.inputs = inputs
