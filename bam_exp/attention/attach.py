@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bam_exp.attention.insert import ChannelsLast, insert, remove
 from bam_exp.attention.places import Place, found, has, named, stated
 from bam_exp.attention.probe import Map
+from bam_exp.schema import ArgumentError
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -143,7 +143,7 @@ def _make(kind: Callable[..., nn.Module], place: Place, knobs: dict[str, Any]) -
         knobs = {**knobs, "block": place.block()}
     try:
         return kind(place.channels, **knobs)
-    except ValidationError:  # a wrong knob, whatever the seam
+    except ArgumentError:  # a wrong knob, whatever the place
         raise
     except ValueError as error:
         raise ValueError(f"seam {place.name}: {error}") from error

@@ -56,9 +56,9 @@ class BAM(nn.Module):
     def __init__(
         self,
         channels: PositiveInt,
-        *,
         reduction: PositiveInt = 16,
         dilation: PositiveInt = 4,
+        *,
         branches: Literal["both", "channel", "spatial"] = "both",
         combine: Literal["sum", "product", "max"] = "sum",
         norm: Literal["paper", "equations", "released"] = "paper",

@@ -25,9 +25,9 @@ class CBAM(nn.Module):
     def __init__(
         self,
         channels: PositiveInt,
-        *,
         reduction: PositiveInt = 16,
         kernel_size: KernelSize = 7,
+        *,
         rounding: Rounding = "exact",
     ) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ class ECA(nn.Module):
     """
 
     @checked
-    def __init__(self, channels: PositiveInt, *, kernel_size: KernelSize | None = None) -> None:
+    def __init__(self, channels: PositiveInt, kernel_size: KernelSize | None = None) -> None:
         super().__init__()
         size = kernel_size or int((log2(channels) + 1) / 2) // 2 * 2 + 1
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)

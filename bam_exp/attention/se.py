@@ -19,7 +19,7 @@ class SE(nn.Module):
     """
 
     @checked
-    def __init__(self, channels: PositiveInt, *, reduction: PositiveInt = 16, rounding: Rounding = "exact") -> None:
+    def __init__(self, channels: PositiveInt, reduction: PositiveInt = 16, *, rounding: Rounding = "exact") -> None:
         super().__init__()
         hidden = hidden_width(channels, reduction, rounding)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
