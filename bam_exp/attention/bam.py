@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from bam_exp.attention.gate import attention, gate, pool
-from bam_exp.attention.knobs import Rounding, hidden_width
+from bam_exp.attention.knobs import Device, Rounding, hidden_width
 from bam_exp.schema import checked
 
 
@@ -45,6 +45,8 @@ class BAM(nn.Module):
             over C and a BN over 1: 3Ck + 18k^2 + 3C + 5k + 3.
             "released": as the authors' code, BN and ReLU after hidden layers only: 3Ck + 18k^2 + C + 13k + 1.
         rounding: what becomes of a fraction in k, see `hidden_width`.
+        device: where the weights are, as in PyTorch's own layers.
+        dtype: the type of the weights, as in PyTorch's own layers.
 
     Raises:
         ValueError: if reduction does not divide channels and rounding is "exact".
@@ -63,6 +65,8 @@ class BAM(nn.Module):
         combine: Literal["sum", "product", "max"] = "sum",
         norm: Literal["paper", "equations", "released"] = "paper",
         rounding: Rounding = "exact",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.branches, self.combine = branches, combine
@@ -80,6 +84,7 @@ class BAM(nn.Module):
             self.spatial_norm = ends[norm]
         self._expands = branches != "channel" and norm == "paper"
         self._initialise()
+        self.to(device=device, dtype=dtype)
 
     def _initialise(self) -> None:
         # As the authors' code: convolutions kaiming_normal fan_out and every bias 0, those of the MLP too, but the

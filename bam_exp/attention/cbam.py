@@ -5,7 +5,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from bam_exp.attention.gate import pool
-from bam_exp.attention.knobs import KernelSize, Rounding, hidden_width
+from bam_exp.attention.knobs import Device, KernelSize, Rounding, hidden_width
 from bam_exp.schema import checked
 
 
@@ -29,12 +29,25 @@ class CBAM(nn.Module):
         kernel_size: KernelSize = 7,
         *,
         rounding: Rounding = "exact",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         hidden = hidden_width(channels, reduction, rounding)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.bn = nn.BatchNorm2d(1, momentum=0.01)
+        self._initialise()
+        self.to(device=device, dtype=dtype)
+
+    def _initialise(self) -> None:
+        # As the authors' code: the spatial attention starts at 1/2 everywhere, because its batch norm starts at 0.
+        if not self.conv.weight.is_meta:  # on meta, the first random number would cost a second of imports
+            nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
+        nn.init.zeros_(self.bn.weight)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         channel: Tensor = (self.mlp(pool(x)) + self.mlp(x.amax((2, 3)))).sigmoid()

@@ -2,11 +2,12 @@
 
 from math import log2
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from bam_exp.attention.gate import pool
-from bam_exp.attention.knobs import KernelSize
+from bam_exp.attention.knobs import Device, KernelSize
 from bam_exp.schema import checked
 
 
@@ -18,10 +19,18 @@ class ECA(nn.Module):
     """
 
     @checked
-    def __init__(self, channels: PositiveInt, kernel_size: KernelSize | None = None) -> None:
+    def __init__(
+        self,
+        channels: PositiveInt,
+        kernel_size: KernelSize | None = None,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         size = kernel_size or int((log2(channels) + 1) / 2) // 2 * 2 + 1
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+        self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         attention: Tensor = self.conv(pool(x)[:, None])[:, 0].sigmoid()

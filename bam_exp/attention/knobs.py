@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import AfterValidator, PositiveInt
 
 Rounding = Literal["exact", "floor"]
+Device = torch.device | str | int | None
 
 
 def _odd(size: int) -> int:

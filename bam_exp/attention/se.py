@@ -1,10 +1,11 @@
 """SE: squeeze-and-excitation (Hu, Shen, Sun, CVPR 2018)."""
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from bam_exp.attention.gate import pool
-from bam_exp.attention.knobs import Rounding, hidden_width
+from bam_exp.attention.knobs import Device, Rounding, hidden_width
 from bam_exp.schema import checked
 
 
@@ -19,10 +20,19 @@ class SE(nn.Module):
     """
 
     @checked
-    def __init__(self, channels: PositiveInt, reduction: PositiveInt = 16, *, rounding: Rounding = "exact") -> None:
+    def __init__(
+        self,
+        channels: PositiveInt,
+        reduction: PositiveInt = 16,
+        *,
+        rounding: Rounding = "exact",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         hidden = hidden_width(channels, reduction, rounding)
         self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels))
+        self.to(device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         attention: Tensor = self.mlp(pool(x)).sigmoid()

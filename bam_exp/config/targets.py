@@ -14,8 +14,8 @@ Factory = Callable[..., Any]
 ATTACH_KEYS: Mapping[str, str] = {"at": "bottleneck"}
 """Keys of the attention group that `attach` takes, not the attention itself, with their defaults."""
 
-FROM_BACKBONE = "block"
-"""A parameter of an attention that `attach` fills with a block of the backbone, so no config sets it."""
+FROM_BACKBONE = frozenset({"block", "device", "dtype"})
+"""Parameters of an attention that follow from the backbone it is attached to, so no config sets them."""
 
 
 def find_target(group: str, name: object) -> Factory | None:
@@ -53,7 +53,7 @@ def defaults_of(group: str, factory: Factory | None) -> dict[str, Any]:
     keys: dict[str, Any] = dict(ATTACH_KEYS) if group == "attention" else {}
     for name, parameter in inspect.signature(factory).parameters.items():
         is_key = parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty
-        if is_key and (group, name) != ("attention", FROM_BACKBONE):
+        if is_key and not (group == "attention" and name in FROM_BACKBONE):
             keys[name] = parameter.default
     return keys
 

@@ -34,7 +34,8 @@ def test_keys_are_the_signature_and_build(choice: str) -> None:
     kind = getattr(bam_exp.attention, name)
     parameters = inspect.signature(kind).parameters.values()
     knobs = {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
-    knobs.pop("block", None)  # the seam gives it
+    for given in ("block", "device", "dtype"):  # the backbone gives them
+        knobs.pop(given, None)
     assert list(config) == ["_target_", "at", *knobs]
     if choice in ("bam", "se", "cbam", "eca"):
         assert {key: config[key] for key in knobs} == knobs  # the plain choice is the callable's default
