@@ -66,6 +66,10 @@ def _first(error: ValidationError, names: list[str], owner: str) -> ArgumentErro
         return UnexpectedArgument(f"{owner}: {name} is missing", name, "", reason)
     if "argument" in first["type"]:
         close = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f" (there are {', '.join(one for one in names if one != 'self')})"
+        hint = (
+            f"; did you mean {close[0]}?"
+            if close
+            else f" (there are {', '.join(one for one in names if one != 'self')})"
+        )
         return UnexpectedArgument(f"{owner}: {name}={value!r}: {plain}{hint}", name, value, reason)
     return ArgumentError(f"{owner}: {name}={value!r}: {plain}", name, value, reason)

@@ -150,20 +150,20 @@ class BAM(nn.Module):
 class ExpandedBatchNorm(nn.Module):
     """BatchNorm2d(C) of an N x 1 x H x W map expanded to C channels, without the expanded map.
 
-    The channels being equal, so are their means and variances: one normalisation serves all, kept once in `norm`. Only
-    weight and bias (C each) tell the channels apart. The output is the normalised N x 1 x H x W map; weight and bias
-    are left to whoever expands it.
+    All channels are equal and so are their means and variances, so `norm` keeps them once. Only weight and bias (C each)
+    tell the channels apart. The output is the normalised N x 1 x H x W map; whoever expands it applies weight and bias.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(1, affine=False)
+        # Not a BatchNorm2d, because many networks initialise the weights of all of theirs, and this norm has none.
+        self.norm = nn.BatchNorm3d(1, affine=False)
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, spatial: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(spatial)
-        return normalised
+        normalised: Tensor = self.norm(spatial[:, :, None])
+        return normalised[:, :, 0]
 
 
 def _channel_branch(channels: int, hidden: int, hidden_norm: bool) -> nn.Sequential:

@@ -102,7 +102,7 @@ def _probe_around(backbone: nn.Module, names: tuple[str, ...], example: Any) -> 
     parts = [name.split(".") for name in names]
     shared = [part[0] for part in zip(*parts, strict=False) if len(set(part)) == 1]
     first: ProbeError | None = None
-    for depth in range(len(shared) + 1):
+    for depth in range(len(shared) + 1 if example is None else 1):
         root = ".".join(shared[:depth])
         try:
             return root, Probe(backbone.get_submodule(root), example)

@@ -32,7 +32,17 @@ def in_a_new_process(code: str) -> str:
 
 
 def test_nothing_more_than_torch_and_pydantic_is_imported() -> None:
-    heavy = ("hydra", "omegaconf", "lightning", "pytorch_lightning", "torchvision", "pandas", "matplotlib", "scipy", "timm")
+    heavy = (
+        "hydra",
+        "omegaconf",
+        "lightning",
+        "pytorch_lightning",
+        "torchvision",
+        "pandas",
+        "matplotlib",
+        "scipy",
+        "timm",
+    )
     code = "import sys; from bam_exp import BAM, attach, detach; BAM(64); print(*{name.partition('.')[0] for name in sys.modules})"
     assert not set(heavy) & set(in_a_new_process(code).split())
     assert "torch" not in in_a_new_process("import sys, bam_exp; bam_exp.__version__; print(*sys.modules)").split()
@@ -74,8 +84,18 @@ def test_device_and_dtype_are_those_of_pytorchs_own_layers() -> None:
 @pytest.mark.parametrize(
     ("arguments", "knobs", "error", "message"),
     [
-        ((64,), {"reductoin": 8}, TypeError, r"BAM: reductoin=8: unexpected keyword argument; did you mean reduction\?"),
-        ((64,), {"xyz": 8}, TypeError, r"BAM: xyz=8: unexpected keyword argument \(there are channels, reduction, .*\)"),
+        (
+            (64,),
+            {"reductoin": 8},
+            TypeError,
+            r"BAM: reductoin=8: unexpected keyword argument; did you mean reduction\?",
+        ),
+        (
+            (64,),
+            {"xyz": 8},
+            TypeError,
+            r"BAM: xyz=8: unexpected keyword argument \(there are channels, reduction, .*\)",
+        ),
         ((), {}, TypeError, "BAM: channels is missing"),
         ((64, 16, 4, "both"), {}, TypeError, "BAM: .*unexpected positional argument.*"),
         ((64,), {"reduction": 0}, ValueError, "BAM: reduction=0: input should be greater than 0"),
@@ -108,12 +128,34 @@ def test_a_wrong_kernel_is_one_line() -> None:
         ("resnet50", {"block_args": {"attn_layer": partial(BAM, reduction=8)}}, 16),
         ("skresnet18", {"block_args": {"attn_layer": BAM}}, 8),
         ("eca_vovnet39b", {"attn": BAM}, 4),
+        ("resnext26ts", {"attn_layer": BAM}, 8),
     ],
 )
 def test_timm_takes_it_as_an_attention_layer(name: str, knobs: dict[str, Any], count: int) -> None:
     network = timm.create_model(name, **knobs).eval()
     assert sum(isinstance(module, BAM) for module in network.modules()) == count
     assert network(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+def test_a_network_may_initialise_all_of_its_batch_norms() -> None:
+    """As torchvision's constructors do, in a network that was written with a BAM in it."""
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.bam = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), BAM(16, 4)
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, nn.GroupNorm)):
+                    nn.init.constant_(module.weight, 1)
+                    nn.init.constant_(module.bias, 0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.bam(self.bn(self.conv(x)))
+            return y
+
+    assert Small()(torch.randn(2, 3, 8, 8)).shape == (2, 16, 6, 6)
 
 
 def test_torch_hub() -> None:
@@ -164,7 +206,9 @@ def test_checkpointing_of_activations(network: nn.Module) -> None:
     network.eval()
     x = torch.randn(2, 3, 32, 32, requires_grad=True)
     (expected,) = torch.autograd.grad(network(x).sum(), x)
-    y = torch.utils.checkpoint.checkpoint_sequential(nn.Sequential(*list(network.children())[:-1]), 2, x, use_reentrant=False)
+    y = torch.utils.checkpoint.checkpoint_sequential(
+        nn.Sequential(*list(network.children())[:-1]), 2, x, use_reentrant=False
+    )
     (found,) = torch.autograd.grad(network.fc(y.flatten(1)).sum(), x)
     torch.testing.assert_close(found, expected)
 
@@ -185,6 +229,7 @@ def test_quantisation(network: nn.Module) -> None:
         assert not isinstance(dynamic.layer1.attention.channel.fc0, nn.Linear)
         assert error_of(dynamic, x, expected) < 0.05
         mapping = quantization.get_default_qconfig_mapping(torch.backends.quantized.engine)
+        mapping.set_object_type(nn.BatchNorm3d, None)  # BAM's norm without weights, which PyTorch cannot quantise
         prepared = quantize_fx.prepare_fx(network, mapping, (x,))
         prepared(x)
         assert error_of(quantize_fx.convert_fx(prepared), x, expected) < 0.3

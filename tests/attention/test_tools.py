@@ -96,6 +96,7 @@ def test_export_of_any_size(module: nn.Module) -> None:
 
 
 def test_onnx(module: nn.Module, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
     sizes = ({0: "n", 2: "h", 3: "w"},)
     program = (torch.randn(3, 16, 5, 7),)
     torch.onnx.export(
@@ -152,6 +153,7 @@ def test_a_compiled_graph_can_be_cached(name: str) -> None:
 @pytest.mark.slow
 def test_resnet50_in_onnxruntime(tmp_path: Path) -> None:
     """torchvision's ResNet-50 with BAM, at three batch sizes and an input that is not square."""
+    pytest.importorskip("onnxscript")
     torch.manual_seed(0)
     network = shaken_statistics(attach(torchvision.models.resnet50(), BAM, at=["layer1", "layer2", "layer3"]))
     path, example = tmp_path / "resnet50.onnx", (torch.randn(2, 3, 64, 96),)
