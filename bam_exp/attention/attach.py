@@ -77,8 +77,10 @@ def attach(
         knobs, notes = _rounded(kind, knobs, places)
     elif isinstance(at, str) and (at in getattr(backbone, "seams", ()) or not has(backbone, at)):
         places = stated(backbone, at)
-    else:
+    elif isinstance(at, Sequence):
         places = named(backbone, (at,) if isinstance(at, str) else tuple(at), example, channels)
+    else:
+        raise ValueError(f'at={at}: should be "auto", a kind of seam, or one or several names of modules')
     modules = [_make(kind, place, knobs) for place in places]
     for place, module in zip(places, modules, strict=True):
         reference = _reference(backbone.get_submodule(place.name), backbone)

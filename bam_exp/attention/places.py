@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -70,10 +71,10 @@ def named(
         raise ValueError(f"{listed}: should name one or more different modules")
     possible = {name: _ways(backbone, name) for name in names}
     if channels is not None:
-        widths = [channels] * len(names) if isinstance(channels, int) else list(channels)
-        if len(widths) != len(names) or not all(isinstance(width, int) and width > 0 for width in widths):
+        widths = list(channels) if isinstance(channels, Sequence) else [channels] * len(names)
+        if len(widths) != len(names) or not all(isinstance(width, Integral) and width > 0 for width in widths):
             raise ValueError(f"channels={channels}: should be the width at each of {listed}")
-        return [Place(name, width, possible[name][0]) for name, width in zip(names, widths, strict=True)]
+        return [Place(name, int(width), possible[name][0]) for name, width in zip(names, widths, strict=True)]
     root, probe = _probe_around(backbone, names, example)
     places = []
     for name in names:

@@ -145,6 +145,9 @@ def test_the_same_seed_gives_the_same_attention() -> None:
             {"at": ["0"]},
             r"at=\[0\]: widths are not known: Sequential does not run on 1 x 3 x .*example=.*channels=",
         ),
+        (Small, BAM, {"at": 3}, r"at=3: should be .auto., a kind of seam, or one or several names of modules$"),
+        (Small, BAM, {"at": [3]}, r"at=3: Small has no module of that name$"),
+        (Small, BAM, {"at": "stages.0", "channels": 0}, r"channels=0: should be the width at each of at=\[stages.0\]$"),
         (Small, BAM, {"at": ["stages.0"], "channels": [32, 64]}, r"channels=\[32, 64\]: should be the width at each"),
     ],
 )

@@ -117,7 +117,7 @@ def test_a_wrong_argument_is_one_line(
 
 
 def test_a_wrong_kernel_is_one_line() -> None:
-    with pytest.raises(ValueError, match="^ECA: kernel_size=4: should be odd, so that the map keeps its size$"):
+    with pytest.raises(ValueError, match=r"^ECA: kernel_size=4: should be odd, so that the map keeps its size$"):
         ECA(64, 4)
 
 
