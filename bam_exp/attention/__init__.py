@@ -1,4 +1,4 @@
-"""Attentions, each a module `kind(channels, **knobs)` from N x C x H x W to the same, and how they are attached."""
+"""Attention modules, which map N x C x H x W to the same shape, and `attach`, which puts them into any network."""
 
 from bam_exp.attention.attach import Attached, attach, attached, detach
 from bam_exp.attention.bam import BAM, AttentionMaps

@@ -1,4 +1,4 @@
-"""Attention is appended to a network at places that it states, that are named, or that are found."""
+"""Attaching attention modules to a network at places that it states, that the caller names, or that are found."""
 
 import inspect
 import warnings
@@ -19,7 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Attached:
-    """What `attach` did; printed, one line for each place and for each map that was left out."""
+    """What `attach` did. As text it has one line for each place and for each map that was left out."""
 
     kind: str
     places: tuple[Place, ...]

@@ -29,22 +29,23 @@ class BAM(nn.Module):
 
     With k = channels / reduction, the channel branch is global average pooling and an MLP C -> k -> C; the spatial
     branch is a 1x1 convolution to k channels, two dilated 3x3 convolutions and a 1x1 convolution to one channel. Both
-    are expanded to C x H x W. Input and output are N x C x H x W for any H and W, in the same memory format; N = 1 only
-    in eval mode, as the channel branch has a batch norm over N.
+    are expanded to C x H x W. Input and output are N x C x H x W for any H and W, in the same memory format. A batch of one image is possible in
+    eval mode only, because the channel branch has a batch norm over N. `attention_maps` returns what it attends to.
 
     Args:
-        channels: width C of the map.
-        reduction: r of the paper.
-        dilation: d of the paper.
-        branches: one branch alone gives F + F * sigmoid(that branch) (Table 1(b)).
-        combine: how the branches become M, elementwise (Table 1(b)).
-        norm: where batch norms stand.
-            "paper": BN and ReLU after every hidden layer, and a BN over C at the end of both branches, as the text says
-            and the printed parameters demand: 3Ck + 18k^2 + 5C + 13k + 1 parameters.
-            "equations": as the equations are printed, neither BN nor ReLU after hidden layers, and at the ends a BN
-            over C and a BN over 1: 3Ck + 18k^2 + 3C + 5k + 3.
-            "released": as the authors' code, BN and ReLU after hidden layers only: 3Ck + 18k^2 + C + 13k + 1.
-        rounding: what becomes of a fraction in k, see `hidden_width`.
+        channels: the number C of channels of the map.
+        reduction: the ratio r = C / k of the paper.
+        dilation: the dilation d of the two 3x3 convolutions.
+        branches: which branches there are; one branch alone gives F + F * sigmoid(that branch) (Table 1(b)).
+        combine: how both branches are combined, element by element (Table 1(b)).
+        norm: where the batch norms are.
+            "paper": a batch norm and a ReLU follow every hidden layer, and a batch norm over C ends both branches, as the
+            text says and the printed parameters demand: 3Ck + 18k^2 + 5C + 13k + 1 parameters.
+            "equations": hidden layers have neither; a batch norm over C ends the channel branch and one over 1 the
+            spatial branch, as the equations are printed: 3Ck + 18k^2 + 3C + 5k + 3.
+            "released": only the hidden layers have a batch norm and a ReLU, as in the authors' code:
+            3Ck + 18k^2 + C + 13k + 1.
+        rounding: what happens where k is no whole number, see `hidden_width`.
         device: where the weights are, as in PyTorch's own layers.
         dtype: the type of the weights, as in PyTorch's own layers.
 
@@ -87,10 +88,12 @@ class BAM(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def _initialise(self) -> None:
-        # As the authors' code: convolutions kaiming_normal fan_out and every bias 0, those of the MLP too, but the
-        # weights of the MLP at PyTorch's default, because it picks layers by "conv" in their name.
+        # The authors' code initialises convolutions with Kaiming's normal distribution over fan-out and all biases with 0.
+        # It picks layers by "conv" in their names, so the weights of the MLP keep PyTorch's default.
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # on meta it would cost seconds of imports
+            if (
+                isinstance(module, nn.Conv2d) and not module.weight.is_meta
+            ):  # on meta, the first random number costs seconds of imports
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
             if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -14,8 +14,8 @@ class CBAM(nn.Module):
 
     Channel: sigmoid(MLP(average over H x W) + MLP(maximum over H x W)), one MLP C -> C / reduction -> C with biases.
     Spatial: sigmoid(BN(convolution of the average and the maximum over C)). Input and output are N x C x H x W.
-    The paper does not mention the BN; it stands, with momentum 0.01, in its authors' code (Jongchan/attention-module),
-    and so it does here. With k = channels / reduction: 2Ck + C + k + 2 * kernel_size^2 + 2 parameters.
+    The paper does not mention the batch norm, but its authors' code (Jongchan/attention-module) has it, with momentum
+    0.01, and so does this module. With k = channels / reduction it has 2Ck + C + k + 2 * kernel_size^2 + 2 parameters.
 
     Raises:
         ValueError: if reduction does not divide channels and rounding is "exact".
@@ -41,8 +41,8 @@ class CBAM(nn.Module):
         self.to(device=device, dtype=dtype)
 
     def _initialise(self) -> None:
-        # As the authors' code: the spatial attention starts at 1/2 everywhere, because its batch norm starts at 0.
-        if not self.conv.weight.is_meta:  # on meta, the first random number would cost a second of imports
+        # In the authors' code the spatial batch norm starts at weight 0, so the spatial attention starts at 1/2 everywhere.
+        if not self.conv.weight.is_meta:  # on meta, the first random number costs seconds of imports
             nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
         nn.init.zeros_(self.bn.weight)
         for layer in self.mlp:

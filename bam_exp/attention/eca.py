@@ -14,8 +14,8 @@ from bam_exp.schema import checked
 class ECA(nn.Module):
     """F * sigmoid(1-D convolution over the C averages of F), without bias: kernel_size parameters.
 
-    Input and output are N x C x H x W. A kernel_size of None is the paper's: the odd number nearest to
-    log2(C) / 2 + 1 / 2, the higher one at a tie (3 at C = 64, 5 at 256, 7 at 2048).
+    Input and output are N x C x H x W. `kernel_size=None` takes the paper's size, the odd number nearest to
+    log2(C) / 2 + 1 / 2 and the higher one of two that are equally near (3 at C = 64, 5 at 256, 7 at 2048).
     """
 
     @checked

@@ -12,8 +12,8 @@ from bam_exp.schema import checked
 class SE(nn.Module):
     """F * sigmoid(MLP(average of F over H x W)), the MLP being C -> C / reduction -> C.
 
-    Input and output are N x C x H x W. It has biases, as the parameters in Table 5 of the BAM paper demand; with
-    k = channels / reduction: 2Ck + C + k parameters.
+    Input and output are N x C x H x W. Both layers have biases, as the parameters in Table 5 of the BAM paper demand.
+    With k = channels / reduction it has 2Ck + C + k parameters.
 
     Raises:
         ValueError: if reduction does not divide channels and rounding is "exact".
