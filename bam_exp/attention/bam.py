@@ -29,8 +29,9 @@ class BAM(nn.Module):
 
     With k = channels / reduction, the channel branch is global average pooling and an MLP C -> k -> C; the spatial
     branch is a 1x1 convolution to k channels, two dilated 3x3 convolutions and a 1x1 convolution to one channel. Both
-    are expanded to C x H x W. Input and output are N x C x H x W for any H and W, in the same memory format. A batch of one image is possible in
-    eval mode only, because the channel branch has a batch norm over N. `attention_maps` returns what it attends to.
+    are expanded to C x H x W. Input and output are N x C x H x W for any H and W, in the same memory format. A batch of
+    one image is possible in eval mode only, because the channel branch has a batch norm over N. `attention_maps` returns
+    what the module attends to.
 
     Args:
         channels: the number C of channels of the map.
