@@ -160,14 +160,20 @@ class ExpandedBatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Not a BatchNorm2d, because many networks initialise the weights of all of theirs, and this norm has none.
+        # Not a BatchNorm2d, because many networks set weight and bias of each of theirs, and this norm has none. Nor a
+        # class of our own, which torch.fx would trace with the training mode of that moment.
         self.norm = nn.BatchNorm3d(1, affine=False)
+        self.norm._check_input_dim = _accept  # type: ignore[method-assign]
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, spatial: Tensor) -> Tensor:
-        normalised: Tensor = self.norm(spatial[:, :, None])
-        return normalised[:, :, 0]
+        normalised: Tensor = self.norm(spatial)
+        return normalised
+
+
+def _accept(input: Tensor) -> None:
+    """BatchNorm3d checks for five dimensions only to be strict; its computation takes any number of them."""
 
 
 def _channel_branch(channels: int, hidden: int, hidden_norm: bool) -> nn.Sequential:
