@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bam_exp.attention.insert import ChannelsLast, insert, remove
+from bam_exp.attention.insert import ChannelsLast, attentions, insert, remove
 from bam_exp.attention.places import Place, found, has, named, stated
 from bam_exp.attention.probe import Map
 from bam_exp.schema import ArgumentError
@@ -98,8 +98,11 @@ def detach(network: Network) -> Network:
     Raises:
         ValueError: if there is none.
     """
-    if not remove(network):
+    names = attentions(network)
+    if not names:
         raise ValueError(f"{type(network).__name__} has no attention that attach has put there")
+    for name in names:
+        remove(network, name)
     network.__dict__.pop("_attached_report", None)
     return network
 

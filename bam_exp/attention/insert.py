@@ -39,8 +39,8 @@ def ways(network: nn.Module, name: str) -> Iterator[str]:
         yield "after"
 
 
-def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> None:
-    """Put the attention behind the module of that name."""
+def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> str:
+    """Put the attention behind the module of that name; returns the attention's own name."""
     attention.__dict__["_attached"] = True
     place = network.get_submodule(name)
     if way == "after":
@@ -53,24 +53,26 @@ def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> Non
             parent.add_module(key, module)
             if key == child:
                 parent.add_module(f"{child}_attention", attention)
-        return
+        return f"{name}_attention"
     place.add_module("attention", attention)
     if way == "hook":
         place.register_forward_hook(_refine)
+    return f"{name}.attention"
 
 
-def remove(network: nn.Module) -> int:
-    """Take every attention out that `insert` has put into the network; returns their number."""
-    count = 0
-    for module in list(network.modules()):
-        for name, child in list(module._modules.items()):
-            if child is not None and "_attached" in child.__dict__:
-                del module._modules[name]
-                count += 1
-        for number, hook in list(module._forward_hooks.items()):
-            if hook is _refine:
-                del module._forward_hooks[number]
-    return count
+def attentions(network: nn.Module) -> list[str]:
+    """The names of the attentions that `insert` has put into the network."""
+    return [name for name, module in network.named_modules() if "_attached" in module.__dict__]
+
+
+def remove(network: nn.Module, name: str) -> None:
+    """Take out the attention of that name, which `insert` has put into the network."""
+    parent_name, _, child = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    del parent._modules[child]
+    for number, hook in list(parent._forward_hooks.items()):
+        if hook is _refine and child == "attention":
+            del parent._forward_hooks[number]
 
 
 def _refine(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bam_exp.attention.auto import bottlenecks
-from bam_exp.attention.insert import is_sequential, ways
+from bam_exp.attention.insert import attentions, is_sequential, ways
 from bam_exp.attention.probe import Map, Probe, ProbeError
 
 
@@ -45,6 +45,10 @@ def stated(backbone: nn.Module, at: str) -> list[Place]:
 
 def found(backbone: nn.Module, example: Any) -> tuple[list[Place], list[str]]:
     """The bottlenecks that the run of a copy shows, each at the first of its modules where an attention runs once."""
+    if names := attentions(backbone):
+        raise ValueError(
+            f"at=auto: {type(backbone).__name__} has attentions already ({', '.join(names)}); detach them first"
+        )
     try:
         probe = Probe(backbone, example)
     except ProbeError as error:

@@ -180,12 +180,11 @@ class Probe:
     def runs_once(self, name: str, way: str, shape: torch.Size) -> bool:
         """Whether a module put there runs exactly once, on a map of that shape."""
         witness = _Witness()
-        insert(self.network, name, way, witness)
+        inserted = insert(self.network, name, way, witness)
         with suppress(Exception):
             self._forward(self.inputs)
-        witness_saw = witness.shapes
-        remove(self.network)
-        return witness_saw == [shape]
+        remove(self.network, inserted)
+        return witness.shapes == [shape]
 
     def _forward(self, inputs: tuple[Any, ...], *, grad: bool = False) -> Any:
         with torch.inference_mode(False), torch.set_grad_enabled(grad):

@@ -257,6 +257,24 @@ def test_maps_that_are_channels_last(square: bool) -> None:
     assert network(torch.randn(2, 3, 128, 96)).shape == (2, 1000)
 
 
+def test_several_attentions_in_one_network() -> None:
+    network = some("resnet18")
+    plain = list(network.state_dict())
+    attach(network, BAM, at=["layer1", "layer2.0"])
+    attach(network, SE, at=["layer2.1", "layer2"])
+    kinds = {name: type(module) for name, module in network.named_modules() if isinstance(module, (BAM, SE))}
+    assert kinds == {
+        "layer1.attention": BAM,
+        "layer2.0.attention": BAM,
+        "layer2.1.attention": SE,
+        "layer2.attention": SE,
+    }
+    assert network(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    with pytest.raises(ValueError, match=r"ResNet has attentions already \(layer1.attention, .*\); detach them first$"):
+        attach(network, BAM, at="auto")
+    assert list(detach(network).state_dict()) == plain
+
+
 class Recurrent(nn.Module):
     """Calls one block twice in a pass, and iterates over the children of another."""
 
