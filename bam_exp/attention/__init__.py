@@ -1,10 +1,10 @@
-"""Attentions, each a module `kind(channels, **knobs)` from N x C x H x W to the same, and how they are attached."""
+"""Attention modules, which map N x C x H x W to the same shape, and `attach`, which puts them into any network."""
 
-from bam_exp.attention.attach import attach
-from bam_exp.attention.bam import BAM
+from bam_exp.attention.attach import Attached, attach, attached, detach
+from bam_exp.attention.bam import BAM, AttentionMaps
 from bam_exp.attention.cbam import CBAM
 from bam_exp.attention.conv_block import ConvBlock
 from bam_exp.attention.eca import ECA
 from bam_exp.attention.se import SE
 
-__all__ = ["BAM", "CBAM", "ECA", "SE", "ConvBlock", "attach"]
+__all__ = ["BAM", "CBAM", "ECA", "SE", "Attached", "AttentionMaps", "ConvBlock", "attach", "attached", "detach"]

@@ -1,130 +1,154 @@
-"""Attention is appended to a backbone at its seams, not written into it."""
+"""Attaching attention modules to a network at places that it states, that the caller names, or that are found."""
 
-import copy
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
+
+from bam_exp.attention.insert import ChannelsLast, attentions, insert, remove
+from bam_exp.attention.places import Place, found, has, named, stated
+from bam_exp.attention.probe import Map
+from bam_exp.schema import ArgumentError
 
 Network = TypeVar("Network", bound=nn.Module)
 
-_INPUT = "1 x 3 x 224 x 224"
+
+@dataclass(frozen=True)
+class Attached:
+    """What `attach` did. As text it has one line for each place and for each map that was left out."""
+
+    kind: str
+    places: tuple[Place, ...]
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        what = [f"{self.kind} behind {place.name}: {place.map}" for place in self.places]
+        widths = [
+            f"{line} channels" if isinstance(place.map, int) else line
+            for line, place in zip(what, self.places, strict=True)
+        ]
+        return "\n".join([*widths, *(f"left out: {line}" for line in self.left_out), *self.notes])
 
 
 def attach(
-    backbone: Network, kind: Callable[..., nn.Module] | None, *, at: str | list[str] = "bottleneck", **knobs: Any
+    backbone: Network,
+    kind: Callable[..., nn.Module] | None,
+    *,
+    at: str | Sequence[str] = "bottleneck",
+    example: Any = None,
+    channels: int | Sequence[int] | None = None,
+    **knobs: Any,
 ) -> Network:
-    """Append kind(channels, **knobs) to the nn.Sequential of each seam, in place; returns the backbone.
+    r"""Put kind(channels, \*\*knobs) behind each place, in place; returns the backbone.
 
     The names of the weights that were there stay: plain weights still load with strict=False, missing only keys with
     "attention". The new modules take the backbone's device (meta too), dtype and training mode. Attach before an
-    optimizer is made.
+    optimizer is made, and before torch.compile or DistributedDataParallel. `attached(backbone)` says where they stand.
 
     Args:
-        backbone: a Backbone, or any network of nn.Sequential modules when `at` is a list.
+        backbone: a Backbone, or any other network.
         kind: makes the attention for a width; one with a parameter `block` is given one of the backbone's own blocks.
             None attaches nothing.
-        at: a kind of seam that the backbone states ("bottleneck", "block", "block_output"), or a list of names of
-            nn.Sequential modules that yield N x C x H x W maps; their widths are found by a run on 1 x 3 x 224 x 224.
+        at: the kind of seam that a Backbone states ("bottleneck", "block", "block_output"); or "auto", which finds the
+            last map before each shrink of any network and, where a width needs it, passes rounding="floor" and warns;
+            or one or several names of modules that yield maps, N x C x H x W or N x H x W x C.
+        example: an input of the network, or a tuple of its inputs, from which the places or their widths are found (on
+            the meta device). By default it is an image of 224 x 288, and if the network refuses that, of other sizes.
+        channels: the width of the map at each named place, N x C x H x W; then the network is not run at all.
         knobs: keyword arguments of kind.
 
     Raises:
-        ValueError: if there is no such seam, if it has an attention already, or if the kind refuses its width.
+        ValueError: if there is no such place, if it has an attention already, if what is put there does not run exactly
+            once in a forward pass, or if the kind refuses a width.
     """
     if kind is None:
         if knobs:
             raise ValueError(f"{next(iter(knobs))}={next(iter(knobs.values()))}: no attention, so it has no knobs")
         return backbone
-    seams = _named(backbone, at) if isinstance(at, list) else _stated(backbone, at)
-    places = [_place(backbone, seam.name) for seam in seams]
-    reference = next(backbone.parameters())
-    modules = [_make(kind, seam, knobs) for seam in seams]
+    left_out: list[str] = []
+    notes: list[str] = []
+    if at == "auto":
+        places, left_out = found(backbone, example)
+        knobs, notes = _rounded(kind, knobs, places)
+    elif isinstance(at, str) and (at in getattr(backbone, "seams", ()) or not has(backbone, at)):
+        places = stated(backbone, at)
+    elif isinstance(at, Sequence):
+        places = named(backbone, (at,) if isinstance(at, str) else tuple(at), example, channels)
+    else:
+        raise ValueError(f'at={at}: should be "auto", a kind of seam, or one or several names of modules')
+    modules = [_make(kind, place, knobs) for place in places]
     for place, module in zip(places, modules, strict=True):
-        place.add_module("attention", module.to(reference.device, reference.dtype).train(backbone.training))
+        reference = _reference(backbone.get_submodule(place.name), backbone)
+        wrap = isinstance(place.map, Map) and place.map.channels_last
+        attention = (ChannelsLast(module) if wrap else module).to(reference.device, reference.dtype)
+        insert(backbone, place.name, place.way, attention.train(backbone.training))
+    name = getattr(kind, "__name__", type(modules[0]).__name__)
+    backbone._attached_report = Attached(name, tuple(places), tuple(left_out), tuple(notes))  # type: ignore[assignment]
     return backbone
 
 
-@dataclass(frozen=True)
-class _Seam:
-    name: str
-    channels: int
-    block: None = None
+def detach(network: Network) -> Network:
+    """Take out every attention that `attach` has put into the network, in place; returns the plain network.
 
-
-def _stated(backbone: nn.Module, at: str) -> list[Any]:
-    """The seams of one kind that a Backbone states."""
-    owner = type(backbone).__name__
-    seams: dict[str, list[Any]] | None = getattr(backbone, "seams", None)
-    if seams is None:
-        found = ", ".join(name for name, child in backbone.named_children() if _is_sequential(child)) or "…"
-        raise ValueError(f"at={at}: {owner} states no seams; name nn.Sequential modules of it, as in at=[{found}]")
-    if at not in seams:
-        raise ValueError(f"at={at}: {owner} offers {', '.join(seams)}")
-    return seams[at]
-
-
-def _named(backbone: nn.Module, names: list[str]) -> list[_Seam]:
-    """Seams at modules of any network, with the widths that a run of a copy on the meta device finds there."""
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"at=[{','.join(names)}]: should name one or more different nn.Sequential modules")
+    Raises:
+        ValueError: if there is none.
+    """
+    names = attentions(network)
+    if not names:
+        raise ValueError(f"{type(network).__name__} has no attention that attach has put there")
     for name in names:
-        _place(backbone, name)
-    outputs: dict[str, object] = {}
-    network = copy.deepcopy(backbone).to("meta").eval()
-    for name in names:
-        module = network.get_submodule(name)
-        module.register_forward_hook(lambda _module, _inputs, output, name=name: outputs.__setitem__(name, output))
-    x = torch.empty(1, 3, 224, 224, device="meta", dtype=next(network.parameters()).dtype)
-    try:
-        with torch.no_grad():
-            network(x)
-    except (RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"at=[{','.join(names)}]: widths are not known: a run on {_INPUT} failed ({reason})"
-        ) from error
-    seams = []
-    for name in names:
-        output = outputs.get(name)
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"at={name}: yields {shape} in a run on {_INPUT}, not a map of N x C x H x W")
-        seams.append(_Seam(name, output.shape[1]))
-    return seams
+        remove(network, name)
+    network.__dict__.pop("_attached_report", None)
+    return network
 
 
-def _place(backbone: nn.Module, name: str) -> nn.Sequential:
-    """The nn.Sequential of a seam, free for an attention."""
-    try:
-        module = backbone.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f"at={name}: {type(backbone).__name__} has no module of that name") from None
-    if not isinstance(module, nn.Sequential) or not _is_sequential(module):
-        raise ValueError(f"at={name}: is a {type(module).__name__}; only an nn.Sequential runs what is appended to it")
-    if "attention" in dict(module.named_children()):
-        raise ValueError(f"at={name}: has an attention already ({type(module.attention).__name__})")
-    return module
+def attached(network: nn.Module) -> Attached | None:
+    """What the last `attach` to this network did, for printing; None if nothing is attached."""
+    report: Attached | None = network.__dict__.get("_attached_report")
+    return report
 
 
-def _is_sequential(module: nn.Module) -> bool:
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+def _rounded(
+    kind: Callable[..., nn.Module], knobs: dict[str, Any], places: list[Place]
+) -> tuple[dict[str, Any], list[str]]:
+    """The knobs, with rounding="floor" if a width needs it and nothing else was asked for, and what to say about it."""
+    parameters = inspect.signature(kind).parameters
+    if "rounding" not in parameters or "rounding" in knobs or "reduction" not in parameters:
+        return knobs, []
+    reduction = knobs.get("reduction", parameters["reduction"].default)
+    if not isinstance(reduction, int) or reduction < 1:
+        return knobs, []
+    widths = [place.channels for place in places if place.channels % reduction]
+    if not widths:
+        return knobs, []
+    listed = ", ".join(map(str, widths))
+    note = f'reduction={reduction} does not divide {listed}: hidden widths are rounded down (rounding="floor")'
+    warnings.warn(f"attach: {note}", stacklevel=3)
+    return {**knobs, "rounding": "floor"}, [note]
 
 
-def _make(kind: Callable[..., nn.Module], seam: Any, knobs: dict[str, Any]) -> nn.Module:
+def _reference(*modules: nn.Module) -> Tensor:
+    """The first floating-point weight of these modules, whose device and dtype an attention takes."""
+    weights = (weight for module in modules for weight in module.parameters() if weight.is_floating_point())
+    return next(weights, torch.empty(()))
+
+
+def _make(kind: Callable[..., nn.Module], place: Place, knobs: dict[str, Any]) -> nn.Module:
     if "block" in inspect.signature(kind).parameters:
-        if seam.block is None:
+        if place.block is None:
             raise ValueError(
-                f"seam {seam.name}: one more block makes no sense there, because the backbone has no block of its own "
+                f"seam {place.name}: one more block makes no sense there, because the backbone has no block of its own "
                 "that keeps width and size at this place"
             )
-        knobs = {**knobs, "block": seam.block()}
+        knobs = {**knobs, "block": place.block()}
     try:
-        return kind(seam.channels, **knobs)
-    except ValidationError:  # a wrong knob, whatever the seam
+        return kind(place.channels, **knobs)
+    except ArgumentError:  # a wrong knob, whatever the place
         raise
     except ValueError as error:
-        raise ValueError(f"seam {seam.name}: {error}") from error
+        raise ValueError(f"seam {place.name}: {error}") from error

@@ -1,4 +1,4 @@
-"""An extra convolution block in the place of an attention, the control of Table 1(c)."""
+"""An extra convolution block where an attention would be, the control experiment of Table 1(c)."""
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from bam_exp.schema import checked
 
 
 class ConvBlock(nn.Module):
-    """One more block of the backbone's own kind, N x C x H x W to the same; `attach` takes it from the seam."""
+    """One more block of the backbone, from N x C x H x W to the same shape; `attach` gets the block from the seam."""
 
     @checked
     def __init__(self, channels: PositiveInt, *, block: nn.Module) -> None:

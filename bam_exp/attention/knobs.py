@@ -1,10 +1,12 @@
-"""Knobs that several attentions share."""
+"""Arguments that several attentions share."""
 
 from typing import Annotated, Literal
 
+import torch
 from pydantic import AfterValidator, PositiveInt
 
 Rounding = Literal["exact", "floor"]
+Device = torch.device | str | int | None
 
 
 def _odd(size: int) -> int:
@@ -17,10 +19,10 @@ KernelSize = Annotated[PositiveInt, AfterValidator(_odd)]
 
 
 def hidden_width(channels: int, reduction: int, rounding: Rounding) -> int:
-    """Width of a hidden layer, channels / reduction.
+    """The width of a hidden layer, channels / reduction.
 
-    Rounding "floor" drops the fraction, as the authors' code does, and gives at least 1; the paper's DenseNet (216/16)
-    and MobileNet 0.7 (89/16) need it.
+    With rounding="floor" it is rounded down, as in the authors' code, but is at least 1. The paper's DenseNet (216 / 16)
+    and MobileNet 0.7 (89 / 16) need that.
 
     Raises:
         ValueError: if reduction does not divide channels and rounding is "exact".

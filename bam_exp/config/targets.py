@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-import pydantic
-
 from bam_exp.config.choices import choice_file, choice_names, nearest, packages
 from bam_exp.errors import ConfigError
+from bam_exp.schema import ArgumentError
 
 Factory = Callable[..., Any]
 
 ATTACH_KEYS: Mapping[str, str] = {"at": "bottleneck"}
 """Keys of the attention group that `attach` takes, not the attention itself, with their defaults."""
 
-FROM_BACKBONE = "block"
-"""A parameter of an attention that `attach` fills with a block of the backbone, so no config sets it."""
+FROM_BACKBONE = frozenset({"block", "device", "dtype"})
+"""Parameters of an attention that follow from the backbone it is attached to, so no config sets them."""
 
 
 def find_target(group: str, name: object) -> Factory | None:
@@ -60,7 +59,8 @@ def defaults_of(group: str, factory: Factory | None) -> dict[str, Any]:
         return {}
     keys: dict[str, Any] = dict(ATTACH_KEYS) if group == "attention" else {}
     for name, parameter in inspect.signature(factory).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and (group, name) != ("attention", FROM_BACKBONE):
+        is_key = parameter.kind is parameter.KEYWORD_ONLY or parameter.default is not parameter.empty
+        if is_key and not (group == "attention" and name in FROM_BACKBONE):
             keys[name] = parameter.default
     return keys
 
@@ -73,10 +73,8 @@ def call(group: str, factory: Factory, *context: Any, **arguments: Any) -> Any:
     """
     try:
         return factory(*context, **arguments)
-    except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join([group, *(str(part) for part in first["loc"])])
-        raise ConfigError(f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+    except ArgumentError as error:
+        raise ConfigError(f"{group}.{error.name}={error.value}: {error.reason}") from error
     except ConfigError:
         raise
     except ValueError as error:

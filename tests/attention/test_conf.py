@@ -12,7 +12,7 @@ from torch import nn
 import bam_exp.attention
 from bam_exp.attention import attach
 
-CONF = Path(__file__).resolve().parent.parent / "conf" / "attention"
+CONF = Path(__file__).resolve().parents[2] / "conf" / "attention"
 CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
 
 
@@ -33,8 +33,9 @@ def test_keys_are_the_signature_and_build(choice: str) -> None:
     assert package == "bam_exp.attention"
     kind = getattr(bam_exp.attention, name)
     parameters = inspect.signature(kind).parameters.values()
-    knobs = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    knobs.pop("block", None)  # the seam gives it
+    knobs = {parameter.name: parameter.default for parameter in parameters if parameter.name != "channels"}
+    for given in ("block", "device", "dtype"):  # the backbone gives them
+        knobs.pop(given, None)
     assert list(config) == ["_target_", "at", *knobs]
     if choice in ("bam", "se", "cbam", "eca"):
         assert {key: config[key] for key in knobs} == knobs  # the plain choice is the callable's default

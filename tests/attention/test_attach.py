@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
-from bam_exp.attention import BAM, CBAM, ECA, SE, ConvBlock, attach
+from bam_exp.attention import BAM, CBAM, ECA, SE, ConvBlock, attach, attached
 from bam_exp.backbones import WRN, Backbone, DenseNet, MobileNet, PreResNet, ResNet, ResNeXt, SqueezeNet
 
 
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_attention() -> None:
     [
         (Small, BAM, {"at": "stage"}, r"at=stage: Small offers bottleneck, block$"),
         (Small, BAM, {"at": ["stages.0", "stage"]}, r"at=stage: Small has no module of that name$"),
-        (Small, BAM, {"at": ["stages.0.0"]}, r"at=stages.0.0: is a Conv2d; only an nn.Sequential"),
+        (Small, BAM, {"at": ["head"]}, r"at=head: yields \(1, 10\) in a run on 1 x 3 x 224 x 288, not a map of"),
         (Small, BAM, {"at": []}, r"at=\[\]: should name one or more"),
         (Small, BAM, {"at": ["stages.0", "stages.0"]}, r"at=\[stages.0,stages.0\]: .*different"),
         (lambda: Small(24), BAM, {}, r"seam stages.0: reduction=16 does not divide the width 24: take"),
@@ -130,14 +130,25 @@ def test_the_same_seed_gives_the_same_attention() -> None:
             {},
             r"at=bottleneck: ResNet states no seams; .*at=\[layer1, layer2, layer3, layer4\]",
         ),
-        (torchvision.models.resnet18, BAM, {"at": ["layer1.0"]}, r"at=layer1.0: is a BasicBlock"),
+        (torchvision.models.resnet18, BAM, {"at": "layer5"}, r"at=layer5: ResNet states no seams"),
+        (torchvision.models.resnet18, BAM, {"at": ["layer5"]}, r"at=layer5: ResNet has no module of that name"),
+        (
+            torchvision.models.resnet18,
+            BAM,
+            {"at": ["layer1.0.relu"]},
+            r"at=layer1.0.relu: .*ReLU does not run exactly once; it is called 2 times",
+        ),
         (torchvision.models.vgg11, BAM, {"at": ["classifier"]}, r"at=classifier: yields \(1, 1000\)"),
         (
-            lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 16, 1))),
+            lambda: nn.Sequential(nn.Sequential(nn.Bilinear(1, 1, 16))),
             BAM,
             {"at": ["0"]},
-            r"at=\[0\]: widths are not known: a run",
+            r"at=\[0\]: widths are not known: Sequential does not run on 1 x 3 x .*example=.*channels=",
         ),
+        (Small, BAM, {"at": 3}, r"at=3: should be .auto., a kind of seam, or one or several names of modules$"),
+        (Small, BAM, {"at": [3]}, r"at=3: Small has no module of that name$"),
+        (Small, BAM, {"at": "stages.0", "channels": 0}, r"channels=0: should be the width at each of at=\[stages.0\]$"),
+        (Small, BAM, {"at": ["stages.0"], "channels": [32, 64]}, r"channels=\[32, 64\]: should be the width at each"),
     ],
 )
 def test_mistakes_are_refused_in_one_line_and_change_nothing(
@@ -166,19 +177,91 @@ def test_a_second_attention_at_a_seam_is_refused() -> None:
     assert attentions(network) == ["stages.0.attention"]
 
 
-def test_a_sequential_that_would_not_run_what_is_appended_is_refused() -> None:
+def test_a_sequential_that_would_not_run_what_is_appended_gets_a_hook() -> None:
     class Skipping(nn.Sequential):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self[0](x)
 
     network = nn.Sequential(nn.Conv2d(3, 16, 1))
     network.add_module("stage", Skipping(nn.Conv2d(16, 16, 1)))
-    with pytest.raises(ValueError, match="at=stage: is a Skipping"):
-        attach(network, BAM, at=["stage"])
+    network.eval()
+    x = torch.randn(2, 3, 8, 8)
+    inside = network(x)
+    attach(network, BAM, at=["stage"])
+    torch.testing.assert_close(network(x), network.stage.attention(inside))
+
+
+@pytest.mark.parametrize("at", ["layer1", ("layer1", "layer2.0", "relu"), ["layer2.1.bn2"]], ids=str)
+def test_a_name_a_tuple_blocks_and_single_layers_are_places(at: Any) -> None:
+    network = attach(torchvision.models.resnet18(), BAM, at=at)
+    names = [at] if isinstance(at, str) else list(at)
+    assert attentions(network) == sorted((f"{name}.attention" for name in names), key=attentions(network).index)
+    assert [place.name for place in attached(network).places] == names
+    assert network.eval()(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.facts = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU()), nn.Linear(4, 16)
+
+    def forward(self, image: torch.Tensor, facts: torch.Tensor) -> torch.Tensor:
+        return self.image(image) + self.facts(facts)[:, :, None, None]
+
+
+def grey() -> nn.Module:
+    network = torchvision.models.resnet18()
+    network.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+    return network
+
+
+def bands() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Conv2d(5, 16, 3, padding=1)), nn.Conv2d(16, 2, 1))
+
+
+def fixed_size() -> nn.Module:
+    return nn.Sequential(nn.Sequential(nn.Conv2d(3, 16, 3, padding=1)), nn.Flatten(), nn.Linear(16 * 48 * 40, 10))
+
+
+def detector() -> nn.Module:
+    return torchvision.models.detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+
+
+@pytest.mark.parametrize(
+    ("make", "at", "options", "width"),
+    [
+        (grey, "layer1", {}, 64),
+        (bands, "0", {}, 16),
+        (fixed_size, "0", {}, 16),
+        (fixed_size, "0", {"example": torch.empty(1, 3, 48, 40)}, 16),
+        (TwoInputs, "image", {}, 16),
+        (TwoInputs, "image.1", {"example": (torch.empty(1, 3, 48, 40), torch.empty(1, 4))}, 16),
+        (detector, "backbone.body.layer1", {}, 256),
+        (detector, "backbone.body.layer1", {"channels": 256}, 256),
+    ],
+)
+def test_inputs_other_than_one_image_of_three_channels(
+    make: Callable[[], nn.Module], at: str, options: dict[str, Any], width: int
+) -> None:
+    network = attach(make(), BAM, at=at, **options)
+    assert [place.channels for place in attached(network).places] == [width]
+    (bam,) = [module for module in network.modules() if isinstance(module, BAM)]
+    assert bam.channel.fc0.in_features == width
+
+
+def test_an_example_says_what_auto_cannot_guess() -> None:
+    def make() -> nn.Module:
+        stages = [nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 32, 3, 2, 1)]
+        return nn.Sequential(*stages, nn.Flatten(), nn.Linear(32 * 24 * 20, 10))
+
+    with pytest.raises(ValueError, match="example="):
+        attach(make(), BAM, at="auto")
+    network = attach(make(), BAM, at="auto", example=torch.empty(1, 3, 48, 40))
+    assert [place.name for place in attached(network).places] == ["1"]
 
 
 def test_a_wrong_knob_is_named_as_such() -> None:
-    with pytest.raises(ValueError, match="reductions\n  Unexpected keyword argument"):
+    with pytest.raises(TypeError, match=r"^BAM: reductions=8: unexpected keyword argument; did you mean reduction\?$"):
         attach(Small(), BAM, reductions=8)
 
 

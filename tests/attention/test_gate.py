@@ -1,6 +1,5 @@
-"""The last step of BAM computes what it says and its gradients are those of finite differences, for every form it
-takes; it keeps nothing but its arguments for the backward pass, keeps dtype and memory format, and compiles into one
-graph.
+"""BAM's last step computes its formula and has the first and second derivatives of finite differences in every form.
+It keeps nothing but its arguments for the backward pass, keeps dtype and memory format, and compiles into one graph.
 """
 
 import shutil
@@ -72,11 +71,15 @@ def test_one_channel_leaves_the_map_untouched() -> None:
     assert torch.equal(spatial, before)
 
 
-def test_twice_differentiating_is_refused() -> None:
-    given = arguments("affine", (2, 3, 4, 5))
-    (grad,) = torch.autograd.grad(gate(*given).square().sum(), given[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_second_derivatives_are_those_of_finite_differences(form: str, channels_last: bool) -> None:
+    x, *rest = arguments(form, (2, 2, 2, 3), dtype=torch.float64)
+    assert x is not None
+    if channels_last:
+        x = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradgradcheck(gate, (x, *rest))
+    assert torch.autograd.gradcheck(gate, (x, *rest), check_forward_ad=True, check_batched_grad=True)
 
 
 def test_the_result_may_be_changed_in_place() -> None:
@@ -149,3 +152,18 @@ def test_compiles_into_one_graph_that_keeps_channels_last(form: str) -> None:
     grads = torch.autograd.grad(y, tensors, incoming)
     torch.testing.assert_close(grads, torch.autograd.grad(expected, tensors, incoming))
     assert grads[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compiled_it_keeps_no_map_but_x() -> None:
+    given = arguments("affine", (2, 64, 16, 16))
+    torch._dynamo.reset()
+    compiled = torch.compile(gate, fullgraph=True, backend="aot_eager_decomp_partition")
+    kept: dict[int, int] = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()) and tensor
+        ),
+        lambda tensor: tensor,
+    ):
+        compiled(*given)
+    assert sum(kept.values()) < 1.1 * given[0].nbytes

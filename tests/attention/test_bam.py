@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bam_exp.attention import BAM
+from bam_exp.attention import BAM, AttentionMaps
 from bam_exp.attention.bam import ExpandedBatchNorm
 from bam_exp.weights import from_released
 
@@ -167,6 +167,38 @@ def test_outputs_and_gradients_are_those_of_the_equations(
     theirs = torch.autograd.grad(expected, [x, *leaves.values()], incoming)
     for name, grad, other in zip(["x", *leaves], ours, theirs, strict=True):
         torch.testing.assert_close(grad, other, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("norm", "combine", "branches"), FORMS)
+def test_attention_maps_are_what_forward_applies(norm: Any, combine: Any, branches: Any, training: bool) -> None:
+    torch.manual_seed(0)
+    bam = shaken(BAM(8, reduction=2, norm=norm, combine=combine, branches=branches).double()).train(training)
+    x = torch.randn(3, 8, 6, 5, dtype=torch.float64)
+    maps = copy.deepcopy(bam).attention_maps(x)
+    assert isinstance(maps, AttentionMaps)
+    channel, spatial, attention = maps
+    torch.testing.assert_close(x + x * attention, bam(x))
+    assert attention.shape == x.shape
+    assert 0 <= attention.min() < attention.max() <= 1
+    assert (channel is None) == (branches == "spatial")
+    assert (spatial is None) == (branches == "channel")
+    logits = attention.logit()
+    if channel is not None:
+        assert channel.shape == (3, 8)
+    if spatial is not None:
+        assert spatial.shape == (3, 1, 6, 5)
+        expanded = spatial.expand_as(x)
+        if norm == "paper":
+            weight, bias = bam.spatial_norm.weight, bam.spatial_norm.bias
+            expanded = spatial * weight[:, None, None] + bias[:, None, None]
+        if branches == "spatial":
+            torch.testing.assert_close(logits, expanded)
+        else:
+            assert channel is not None
+            a = channel[:, :, None, None].expand_as(x)
+            combined = {"sum": a + expanded, "product": a * expanded, "max": torch.maximum(a, expanded)}[combine]
+            torch.testing.assert_close(logits, combined)
 
 
 def test_expanded_batch_norm_is_batch_norm_of_the_expanded_map() -> None:

@@ -55,6 +55,7 @@ def test_se_formula() -> None:
 def test_cbam_formula(training: bool) -> None:
     torch.manual_seed(0)
     cbam, x = CBAM(8, reduction=2).double().train(training), torch.randn(2, 8, 3, 5, dtype=torch.float64)
+    nn.init.ones_(cbam.bn.weight)
     (w0, b0), (w1, b1) = ((layer.weight, layer.bias) for layer in (cbam.mlp[0], cbam.mlp[2]))
     pooled = [F.avg_pool2d(x, (3, 5)).flatten(1), F.max_pool2d(x, (3, 5)).flatten(1)]
     inside = x * sum(F.relu(v @ w0.T + b0) @ w1.T + b1 for v in pooled).sigmoid()[:, :, None, None]
@@ -63,6 +64,30 @@ def test_cbam_formula(training: bool) -> None:
     mean, var = (logits.mean(), logits.var(correction=0)) if training else (0, 1)
     expected = inside * torch.sigmoid((logits - mean) / (var + 1e-5) ** 0.5)
     torch.testing.assert_close(cbam(x), expected)
+
+
+def test_initial_weights_of_cbam_are_those_of_its_released_code() -> None:
+    """Its spatial norm starts at 0, its convolution at Kaiming's deviation over fan-out (49), biases at 0."""
+    torch.manual_seed(0)
+    kernels = torch.stack([CBAM(16).conv.weight for _ in range(50)])
+    assert kernels.std().item() == pytest.approx((2 / 49) ** 0.5, rel=0.05)
+    cbam = CBAM(512)
+    assert not cbam.bn.weight.any()
+    assert not any(layer.bias.any() for layer in (cbam.mlp[0], cbam.mlp[2]))
+    assert cbam.mlp[0].weight.abs().max().item() == pytest.approx(512**-0.5, rel=0.01)  # nn.Linear's own, uniform
+    x = torch.randn(2, 512, 4, 4)
+    channel = (cbam.mlp(x.mean((2, 3))) + cbam.mlp(x.amax((2, 3)))).sigmoid()
+    torch.testing.assert_close(cbam(x), x * channel[:, :, None, None] / 2)
+
+
+@pytest.mark.parametrize("kind", [SE, ECA])
+def test_initial_weights_of_se_and_eca_are_pytorchs_own(kind: Any) -> None:
+    torch.manual_seed(0)
+    ours = list(kind(64).parameters())
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 4), nn.Linear(4, 64)] if kind is SE else [nn.Conv1d(1, 1, 3, padding=1, bias=False)]
+    for parameter, other in zip(ours, (p for layer in layers for p in layer.parameters()), strict=True):
+        assert torch.equal(parameter, other)
 
 
 def test_eca_formula() -> None:

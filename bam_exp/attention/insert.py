@@ -1,0 +1,81 @@
+"""How a module is put behind another one in any network so that every name stays, and how it is taken out again."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ChannelsLast(nn.Module):
+    """An attention for maps of N x H x W x C."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.module(x.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1)
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Whether the module runs its children one after the other, as nn.Sequential itself does."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+
+
+def ways(network: nn.Module, name: str) -> Iterator[str]:
+    """The ways in which a module can be put behind the module of that name, the best one first.
+
+    "append": into an nn.Sequential, as its last child `attention`;
+    "hook": as a child `attention` of any other module, with a hook that passes the output through it;
+    "after": as a new child `<name>_attention` of the nn.Sequential that holds the module, for modules whose forward runs
+    all of their children itself.
+    """
+    module = network.get_submodule(name)
+    if not hasattr(module, "attention"):
+        yield "append" if is_sequential(module) else "hook"
+    parent, _, child = name.rpartition(".")
+    if child and is_sequential(network.get_submodule(parent)):
+        yield "after"
+
+
+def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> str:
+    """Put the attention behind the module of that name; returns the attention's own name."""
+    attention.__dict__["_attached"] = True
+    place = network.get_submodule(name)
+    if way == "after":
+        parent_name, _, child = name.rpartition(".")
+        parent = network.get_submodule(parent_name)
+        children = list(parent._modules.items())
+        for key, _ in children:
+            del parent._modules[key]
+        for key, module in children:
+            parent.add_module(key, module)
+            if key == child:
+                parent.add_module(f"{child}_attention", attention)
+        return f"{name}_attention"
+    place.add_module("attention", attention)
+    if way == "hook":
+        place.register_forward_hook(_refine)
+    return f"{name}.attention"
+
+
+def attentions(network: nn.Module) -> list[str]:
+    """The names of the attentions that `insert` has put into the network."""
+    return [name for name, module in network.named_modules() if "_attached" in module.__dict__]
+
+
+def remove(network: nn.Module, name: str) -> None:
+    """Take out the attention of that name, which `insert` has put into the network."""
+    parent_name, _, child = name.rpartition(".")
+    parent = network.get_submodule(parent_name)
+    del parent._modules[child]
+    for number, hook in list(parent._forward_hooks.items()):
+        if hook is _refine and child == "attention":
+            del parent._forward_hooks[number]
+
+
+def _refine(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+    # A function of the module rather than a closure: copies of the network run their own attention, and pickle finds it.
+    refined: Tensor = module.get_submodule("attention")(output)
+    return refined
