@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Command
+from filelock import FileLock
 
 from bam_exp.durations import seconds_of
 from bam_exp.machine import Machine
@@ -60,11 +61,16 @@ def test_status_tells_the_states_apart(bam_tables: Command, tmp_path: Path) -> N
         (folder / "result.json").unlink()
         progress = {"epoch": 7, "epochs": 300, "seconds_to_go": 120, "time": 0}
         (folder / "progress.json").write_text(json.dumps(progress))
-        number = os.getpid() if content == "running" else 2**22 - 1
+        # The number of a process says nothing, because the system gives it to another one later: the lock decides.
+        if content == "running":
+            lock = FileLock(folder / ".lock")
+            lock.acquire()
         if content == "failed":
             (folder / "error.json").write_text(json.dumps({"reason": "Diverged: the training loss is nan"}))
         else:
-            (folder / "owner.json").write_text(json.dumps({"process": f"process {number} on {socket.gethostname()}"}))
+            (folder / "owner.json").write_text(
+                json.dumps({"process": f"process {os.getpid()} on {socket.gethostname()}"})
+            )
         if content == "dead":
             (folder / "checkpoint-00000001-0123456789abcdef.pt").write_bytes(b"")
     ended = bam_tables("status", "table1a", "seed=0,1,2,3")

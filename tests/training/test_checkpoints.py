@@ -79,10 +79,12 @@ def test_a_pickle_that_calls_something_is_not_loaded(tmp_path: Path) -> None:
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save_checkpoint({"global_step": 1, "bad": Call()}, tmp_path)
-    newest = checkpoints.newest(pytest.fail)
-    assert newest is not None
+    [path] = tmp_path.glob("checkpoint-*.pt")
     with pytest.raises(Exception, match=r"[Ww]eights"):
-        checkpoints.load_checkpoint(newest)
+        checkpoints.load_checkpoint(path)
+    said: list[str] = []
+    assert checkpoints.newest(said.append) is None
+    assert "cannot be read" in said[0]
     assert not (tmp_path / "called").exists()
 
 
@@ -108,3 +110,43 @@ def test_a_write_that_fails_keeps_the_old_text(tmp_path: Path, monkeypatch: pyte
         write_atomically(path, "new")
     assert path.read_text() == "old"
     assert [one.name for one in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_checkpoint_after_two_damaged_ones_is_kept(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 10, 20)
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        flipped = bytearray(path.read_bytes())
+        flipped[len(flipped) // 2] ^= 1
+        path.write_bytes(flipped)
+    checkpoints.save_checkpoint({"global_step": 3}, tmp_path)
+    newest = checkpoints.newest(lambda _line: None)
+    assert newest is not None
+    assert newest.name.startswith("checkpoint-00000003-")
+
+
+def test_it_says_what_it_continues_from(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 10, 20)
+    paths = sorted(tmp_path.glob("checkpoint-*.pt"))
+    said: list[str] = []
+    paths[1].write_bytes(b"")
+    assert checkpoints.newest(said.append) == paths[0]
+    paths[0].write_bytes(b"")
+    assert checkpoints.newest(said.append) is None
+    assert said == [
+        f"{paths[1].name} is damaged; continuing from {paths[0].name}",
+        f"{paths[0].name} is damaged; no other is left, so the run starts anew",
+    ]
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    Checkpoints(tmp_path, "a" * 16).save_checkpoint({"global_step": 5}, tmp_path)
+    mine = Checkpoints(tmp_path, "b" * 16)
+    mine.save_checkpoint({"global_step": 4}, tmp_path)
+    said: list[str] = []
+    newest = mine.newest(said.append)
+    assert newest is not None
+    assert newest.name.startswith("checkpoint-00000004-")
+    assert "belongs to another run" in said[0]
+    [foreign] = tmp_path.glob("*.unusable")
+    with pytest.raises(CheckpointError, match="belongs to another run"):
+        mine.load_checkpoint(foreign.rename(foreign.with_suffix("")))
