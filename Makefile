@@ -15,8 +15,9 @@ setup: .venv/installed  ## the environment in .venv: about 6 GB, a few minutes t
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: setup  ## the demo table: five networks trained on the built-in data, a few minutes on two cores
+demo: setup  ## five networks trained on the built-in data, their table and a picture of attention: a few minutes on two cores
 	$(BIN)/bam-train +experiment=demo
+	$(BIN)/bam-maps shapes/resnet20-widen0.5/bam-reduction8/demo/seed0
 
 test: setup  ## the tests
 	$(BIN)/pytest -n auto --dist worksteal

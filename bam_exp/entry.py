@@ -37,3 +37,8 @@ def data() -> None:
 def weights() -> None:
     """`bam-weights`."""
     _run("weights")
+
+
+def maps() -> None:
+    """`bam-maps`."""
+    _run("maps")
