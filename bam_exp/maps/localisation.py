@@ -67,7 +67,6 @@ class Localisation:
     """Inside minus outside."""
     auc: Estimate
     """Of M(F), averaged over the channels."""
-    untrained_difference: Estimate
     untrained_auc: Estimate
     auc_before: Estimate
     """Of the norm of the map that the attention receives."""
@@ -80,7 +79,6 @@ def localise(trained: Mapping[str, Maps], untrained: Mapping[str, Maps], masks: 
     rows = []
     for name, maps in trained.items():
         inside, outside = inside_and_outside(maps.attention, masks)
-        before_training = inside_and_outside(untrained[name].attention, masks)
         rows.append(
             Localisation(
                 name,
@@ -88,7 +86,6 @@ def localise(trained: Mapping[str, Maps], untrained: Mapping[str, Maps], masks: 
                 Estimate.of(outside),
                 Estimate.of(inside - outside),
                 Estimate.of(auc(maps.attention, masks)),
-                Estimate.of(before_training[0] - before_training[1]),
                 Estimate.of(auc(untrained[name].attention, masks)),
                 Estimate.of(auc(maps.before, masks)),
                 Estimate.of(auc(maps.after, masks)),

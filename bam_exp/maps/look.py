@@ -33,12 +33,14 @@ def picture_of(run: Trained, baseline: Trained | None, files: Sequence[str], cou
     if files:
         images = read_images(files, run.data)
         labels = run.network(images).argmax(1)
-        titles = [f"{Path(file).name}:\n{names[label]}?" for file, label in zip(files, labels, strict=True)]
+        titles = [
+            f"{_short(Path(file).name)}\n{_short(names[label])}?" for file, label in zip(files, labels, strict=True)
+        ]
     else:
         tests, classes = run.tests(IMAGES)
-        chosen = _of_different_classes(classes, count)
+        chosen = _of_different_classes(classes.tolist(), count)
         images, labels = tests[chosen], classes[chosen]
-        titles = [names[label] for label in labels]
+        titles = [_short(names[label]) for label in labels]
         if (all_masks := run.masks(IMAGES)) is not None:
             masks = all_masks[chosen]
     maps, _ = capture(run.network, images)
@@ -50,19 +52,23 @@ def picture_of(run: Trained, baseline: Trained | None, files: Sequence[str], cou
     return Picture(title, to_pixels(images, run.data), titles, masks, kept, cams, len(maps) - len(kept))
 
 
+def _short(text: str) -> str:
+    """A name that fits below a small image."""
+    return text if len(text) <= 20 else f"{text[:19]}…"
+
+
 def last_at_each_size(maps: dict[str, Maps]) -> dict[str, Maps]:
     """Of the attentions at each size of the map, the last one: a picture has no room for those of every block."""
     last = {one.before.shape[1:]: name for name, one in maps.items()}
     return {name: one for name, one in maps.items() if name in last.values()}
 
 
-def _of_different_classes(labels: Tensor, count: int) -> Tensor:
+def _of_different_classes(labels: Sequence[int], count: int) -> list[int]:
     """Indices of the first images of `count` classes, which are spread evenly over those that occur."""
-    classes = labels.unique()
+    classes = sorted(set(labels))
     if count > len(classes):
         raise ConfigError(f"--count {count}: the first {len(labels)} test images are of {len(classes)} classes only")
-    chosen = classes[torch.arange(count) * len(classes) // count]
-    return (labels == chosen[:, None]).int().argmax(1)
+    return [labels.index(classes[number * len(classes) // count]) for number in range(count)]
 
 
 def _cam(title: str, run: Trained, images: Tensor, labels: Tensor) -> Cam:

@@ -16,7 +16,7 @@ from bam_exp.maps.capture import Maps
 
 _CELL = 1.05  # inches
 _DPI = 100
-_STYLE = {"font.size": 8, "axes.titlesize": 8, "svg.hashsalt": "bam", "image.interpolation": "nearest"}
+_STYLE: dict[Any, Any] = {"font.size": 8, "axes.titlesize": 8, "svg.hashsalt": "bam", "image.interpolation": "nearest"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def draw(picture: Picture) -> Figure:
     widths = [3 + (one.channel is not None) + (one.spatial is not None) for one in maps.values()]
     columns = 1 + sum(widths) + len(cams)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_CELL * columns + 0.3, _CELL * 1.16 * rows + 0.75), dpi=_DPI, layout="constrained")
+        figure = Figure(figsize=(_CELL * columns + 0.3, _CELL * 1.16 * rows + 0.95), dpi=_DPI, layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(picture.title, fontsize=9)
         grid = figure.subplots(rows, columns, squeeze=False)
@@ -81,7 +81,7 @@ def png(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def _draw_images(axes: Sequence[Axes], picture: Picture) -> None:
+def _draw_images(axes: Any, picture: Picture) -> None:
     axes[0].set_title("image")
     for row, place in enumerate(axes):
         place.imshow(picture.pixels[row].numpy())
@@ -127,7 +127,7 @@ def _draw_channel(axes: Sequence[Axes], channel: Tensor) -> None:
 
 
 def _range(low: float | None, high: float | None) -> str:
-    return f"{low:.2g} … {high:.2g}".replace("-", "−")
+    return f"{low:.3g} … {high:.3g}".replace("-", "−")
 
 
 def _draw_cam(axes: Sequence[Axes], cam: Cam, pixels: Tensor) -> None:
