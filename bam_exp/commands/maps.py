@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bam_exp import __version__
+from bam_exp.commands.arguments import path
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import write_atomically
@@ -31,16 +33,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"bam-maps {__version__}")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or its name under runs/")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image files (without any: test images of different classes)"
     )
     parser.add_argument("--count", type=int, default=4, metavar="N", help="how many test images to show (4)")
-    parser.add_argument("--output", default="maps.png", metavar="FILE", help="the picture (maps.png)")
+    parser.add_argument("--output", type=path, default="maps.png", metavar="FILE", help="the picture (maps.png)")
     parser.add_argument("--tensorboard", action="store_true", help="show the picture in the run's TensorBoard, too")
-    parser.add_argument("--data-root", default="data", metavar="DIR", help="folder of the data sets on disk (data)")
     parser.add_argument(
-        "--output-dir", default=".", metavar="DIR", help="folder that holds runs/ (the current one), for a run's name"
+        "--data-root", type=path, default="data", metavar="DIR", help="folder of the data sets on disk (data)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=path,
+        default=".",
+        metavar="DIR",
+        help="folder that holds runs/ (the current one), for a run's name",
     )
     return parser
 
@@ -49,26 +58,24 @@ def maps(options: argparse.Namespace) -> None:
     """Draw the picture and print what it shows.
 
     Raises:
-        ConfigError: if the run cannot be used or the picture cannot be written.
+        ConfigError: if the run cannot be used.
         DataError: if an image or the data cannot be read.
+        WriteError: if the picture cannot be written.
     """
     if not 1 <= options.count <= 100:
         raise ConfigError(f"--count {options.count}: should be a number of images from 1 to 100")
-    output = Path(options.output)
-    if output.suffix.lower() != ".png":
-        raise ConfigError(f"--output {output}: should be the name of a .png file")
+    output: Path = options.output
+    if output.suffix.lower() != ".png" or not output.parent.is_dir():
+        raise ConfigError(f"--output {output}: should be the name of a .png file in a folder that exists")
     from bam_exp.maps.look import as_text, figures_of, picture_of
     from bam_exp.maps.picture import draw, png
     from bam_exp.maps.trained import find_run, load_baseline, load_run
 
-    run = load_run(find_run(options.run, Path(options.output_dir)), Path(options.data_root))
+    run = load_run(find_run(options.run, options.output_dir), options.data_root)
     baseline = load_baseline(run)
     picture = picture_of(run, baseline, options.images, options.count)
     figure = draw(picture)
-    try:
-        write_atomically(output, png(figure))
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written ({error.strerror})") from error
+    write_atomically(output, png(figure))
     if options.tensorboard:
         _add_to_tensorboard(figure, run.folder)
     if (figures := figures_of(run, baseline)) is not None:

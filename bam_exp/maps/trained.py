@@ -1,10 +1,10 @@
 """A finished run as a network that can be looked at: found by its folder or name, rebuilt and given its weights."""
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from omegaconf import OmegaConf
@@ -15,7 +15,7 @@ from bam_exp.build import build
 from bam_exp.config import NAMED, Chosen, nearest
 from bam_exp.data.dataset import DataSet
 from bam_exp.errors import ConfigError, DataError
-from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, failure_of, read_progress
+from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, Result, failure_of, read_file, read_progress
 from bam_exp.tasks import Classification
 from bam_exp.weights import load_weights, put_weights, read_checkpoint
 
@@ -112,12 +112,14 @@ def load_run(folder: Path, data_root: Path) -> Trained:
         ConfigError: if the run is not finished, is not of a classifier, or has no weights that fit.
     """
     result = _result(folder)
+    settings = result.figures_from
     try:
-        settings: dict[str, Any] = result["figures_from"]
         groups = {group: settings[group] for group in NAMED}
-        seed, error = settings["seed"], result["metrics"].get("top1_error", float("nan"))
-    except (KeyError, TypeError, AttributeError) as missing:
-        raise ConfigError(f"{folder / RESULT}: not a result of bam_exp (it lacks {missing})") from missing
+        seed = settings["seed"]
+    except KeyError as missing:
+        raise ConfigError(
+            f"{folder / RESULT}: not a file of bam_exp (figures_from.{missing.args[0]} is missing)"
+        ) from missing
     machine = {"_target_": "bam_exp.machine.Machine"}
     config = {**groups, "trainer": machine, "seed": seed, "data_root": str(data_root), "output_dir": "."}
     chosen = Chosen.of(OmegaConf.create(config), {**dict.fromkeys(NAMED, "of the run"), "trainer": "default"})
@@ -125,21 +127,17 @@ def load_run(folder: Path, data_root: Path) -> Trained:
         raise ConfigError(f"{folder}: maps are drawn of classifiers, and this is a run of {chosen.recipe.target}")
     data, network, _ = build(chosen)
     _load(network, folder)
-    return Trained(folder, chosen, data, network.eval(), error)  # type: ignore[arg-type]  # each data set has mean and std
+    return Trained(folder, chosen, data, network.eval(), result.metrics.get("top1_error", math.nan))  # type: ignore[arg-type]  # each data set has mean and std
 
 
-def _result(folder: Path) -> dict[str, Any]:
+def _result(folder: Path) -> Result:
     if not (folder / RESULT).is_file():
         progress = read_progress(folder)
         how_far = f" (it is in epoch {progress.epoch} of {progress.epochs})" if progress else ""
         if reason := failure_of(folder):
             how_far = f" (it failed: {reason})"
         raise ConfigError(f"{folder}: this run is not finished{how_far}; the same bam-train command continues it")
-    try:
-        result: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / RESULT}: cannot be read ({error})") from error
-    return result
+    return read_file(folder / RESULT, Result)[0]
 
 
 def _load(network: nn.Module, folder: Path) -> None:

@@ -160,11 +160,19 @@ def keep(_runs: Path) -> None:
         (keep, [NAME, "runs"], "runs: cannot be read as an image (Is a directory)"),
         (keep, [NAME, "--count", "0"], "--count 0: should be a number of images"),
         (keep, [NAME, "--count", "21"], "--count 21: the first 40 test images are of 20 classes only"),
-        (keep, [NAME, "--output", "maps.pdf"], "--output maps.pdf: should be the name of a .png file"),
-        (keep, [NAME, "--output", "nowhere/maps.png"], "--output nowhere/maps.png: cannot be written"),
+        (
+            keep,
+            [NAME, "--output", "maps.pdf"],
+            "--output maps.pdf: should be the name of a .png file in a folder that exists",
+        ),
+        (
+            keep,
+            [NAME, "--output", "nowhere/maps.png"],
+            "--output nowhere/maps.png: should be the name of a .png file in a folder that exists",
+        ),
         (without("result.json"), [NAME], "this run is not finished"),
         (without("checkpoint-*.pt"), [NAME], "its network is lost"),
-        (cut, [NAME], "result.json: cannot be read"),
+        (cut, [NAME], "result.json: not a file of bam_exp"),
     ],
     ids=lambda value: str(value[-1])[-20:] if isinstance(value, list) else "",
 )
