@@ -1,175 +1,27 @@
 """`bam-bench epoch`: what a loop adds to a step, and whole epochs through `bam-train`."""
 
 import argparse
-import contextlib
-import io
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
 
-import pytorch_lightning as pl
 import torch
-import torchmetrics
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bam_exp.bench.forms import network_of
 from bam_exp.bench.input import peer_loader
-from bam_exp.bench.measure import Bench, Row, say, spread
+from bam_exp.bench.loop import loop_rows
+from bam_exp.bench.measure import Bench, Row, say
 from bam_exp.bench.step import Step, ladder
-from bam_exp.data import DeviceLoader, Shapes
-from bam_exp.machine.interruption import Interruption
-from bam_exp.machine.machine import Machine
-from bam_exp.tasks import Classification
-from bam_exp.training.curves import Curves
-from bam_exp.training.lightning import make_trainer
-from bam_exp.training.progress import Progress
-from bam_exp.training.saving import CheckpointSaver
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
     """What a loop adds to a step, and whole epochs through bam-train."""
-    return [*_loops(bench), *_epochs(bench, options)]
-
-
-# Around a step
-
-STEPS, SKIPPED, BATCH = 300, 40, 20
-
-
-class _Clock(pl.Callback):
-    """From the first step that counts to the start of the last."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self.now, self.seconds = now, 0.0
-
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == SKIPPED:
-            self.seconds = -self.now()
-        if batch_idx == STEPS - 1:
-            self.seconds += self.now()
-
-
-class _Plain(pl.LightningModule):
-    """Lightning, and nothing logged."""
-
-    def __init__(self, task: Classification) -> None:
-        super().__init__()
-        self.network, self.sgd = task.network, task.sgd
-        self.mean = torchmetrics.MeanMetric()
-        self.accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=task.data.num_classes)
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.network.parameters(), **self.sgd)
-
-    def training_step(self, given: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        return F.cross_entropy(self.network(given[0]), given[1])
-
-
-class _Logging(_Plain):
-    """The typical peer's: two torchmetrics and two `self.log` in every step; our own re-implementation."""
-
-    def training_step(self, given: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        logits = self.network(given[0])
-        loss = F.cross_entropy(logits, given[1])
-        self.mean(loss)
-        self.accuracy(logits, given[1])
-        self.log("train/loss", self.mean, on_step=False, on_epoch=True)
-        self.log("train/accuracy", self.accuracy, on_step=False, on_epoch=True)
-        return loss
-
-
-class _Deaf(Interruption):
-    """Leaves the signals to the benchmark."""
-
-    def listen(self) -> None:
-        pass
-
-
-def _loops(bench: Bench) -> list[Row]:
-    """Host time a step of four loops around a network that costs next to nothing."""
-    data = Shapes(Path(), train_size=BATCH * STEPS, test_size=20)
-    here = Machine(device=cast(Any, bench.device.type), threads=bench.threads, compile="off", precision="float32")
-    here.prepare()
-    images, labels = data.load("train")
-    loader = DeviceLoader(
-        images, labels, batch_size=BATCH, mean=data.mean, std=data.std, seed=0, device=bench.device, pad=2, flip=True
-    )
-    clock = _Clock(time.process_time if bench.threads == 1 and not bench.cuda else time.perf_counter)
-
-    def task() -> Classification:
-        network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, data.num_classes))
-        made = Classification(network.to(bench.device), data, 0, epochs=1, batch_size=BATCH)
-        made.sgd |= here.sgd_form
-        return made
-
-    def raw(_folder: Path) -> None:
-        made = task()
-        optimizer = torch.optim.SGD(made.network.parameters(), **made.sgd)
-        for index, (pixels, target) in enumerate(loader):
-            clock.on_train_batch_start(None, None, None, index)
-            optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(made.network(pixels), target))
-            optimizer.step()
-
-    def theirs(kind: type[_Plain], folder: Path) -> None:
-        trainer = pl.Trainer(
-            accelerator="gpu" if bench.cuda else "cpu",
-            devices=1,
-            max_epochs=1,
-            callbacks=[clock],
-            default_root_dir=folder,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=False,
-        )
-        trainer.fit(kind(task()), loader)
-
-    def ours(folder: Path) -> None:
-        callbacks = [clock, Progress("bench"), CheckpointSaver(here, _Deaf())]
-        make_trainer(here, folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1).fit(
-            task().learner(), loader
-        )
-
-    loops: dict[str, Callable[[Path], None]] = {
-        "raw loop": raw,
-        "Lightning, nothing logged": partial(theirs, _Plain),
-        "Lightning, 2 torchmetrics and 2 self.log": partial(theirs, _Logging),
-        "ours": ours,
-    }
-    say("loops around a step")
-    found: dict[str, list[float]] = {name: [] for name in loops}
-    for number in range(1 + bench.rounds):
-        for name in list(loops)[:: 1 if number % 2 == 0 else -1]:
-            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-                loops[name](Path(folder))
-            if number:  # the first round warms up
-                found[name].append(1e6 * clock.seconds / (STEPS - 1 - SKIPPED))
-    rounds = list(zip(*found.values(), strict=True))
-    rows: list[Row] = [
-        {
-            "of": "a step's host time around a network of one linear layer",
-            "variant": name,
-            **spread("us a step", times),
-            "added us": median(times) - median(found["raw loop"]),
-        }
-        for name, times in found.items()
-    ]
-    rows[-1] |= spread("of what 2 and 2 add", [(mine - raw) / (log - raw) for raw, _, log, mine in rounds])
-    rows[-1] |= spread(
-        "of what they add to Lightning", [(mine - raw) / (log - bare) for raw, bare, log, mine in rounds]
-    )
-    return rows
-
-
-# Epochs
+    return [*loop_rows(bench), *_epochs(bench, options)]
 
 
 def _epochs(bench: Bench, options: argparse.Namespace) -> list[Row]:
@@ -215,7 +67,7 @@ def bam_train(words: Sequence[str]) -> Row:
     Raises:
         ValueError: if it failed, with its last line.
     """
-    done = subprocess.run([sys.executable, "-m", "bam_exp", *words], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-m", "bam_exp", *words], capture_output=True, text=True, check=False)
     results = list(Path(words[-1].removeprefix("output_dir=")).glob("runs/**/result.json"))
     if done.returncode or not results:
         last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
