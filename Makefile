@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs (Python >= 3.11). PYTHON chooses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help setup demo test test-faults check clean
+.PHONY: help setup demo test test-slow test-faults check clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ demo: setup  ## five networks trained on the built-in data, their table and a pi
 
 test: setup  ## the tests
 	$(BIN)/pytest -n auto --dist worksteal
+
+test-slow: setup  ## the tests that take minutes each: overfitting, every network of torchvision and timm
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 test-faults: setup  ## kills, cuts, floods: the long tests of docs/reliability.md
 	$(BIN)/pytest -n auto --dist loadgroup -m faults

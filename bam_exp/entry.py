@@ -1,6 +1,7 @@
 """The entry points of the console commands: Ctrl-C ends a command in one line, also while it is still importing."""
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells do
@@ -8,10 +9,23 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells do
 
 def _run(command: str) -> None:
     try:
-        import_module(f"bam_exp.commands.{command}").main()
+        main = _import(command)
+        main()
     except KeyboardInterrupt:
         print(f"bam-{command}: interrupted", file=sys.stderr)
         raise SystemExit(_INTERRUPTED) from None
+
+
+def _import(command: str) -> Callable[[], None]:
+    """The command's `main`; without what it needs, the extra to install is named."""
+    try:
+        main: Callable[[], None] = import_module(f"bam_exp.commands.{command}").main
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "bam_exp":
+            raise
+        print(f"bam-{command}: {error.name} is not installed; pip install 'bam_exp[train]' brings it", file=sys.stderr)
+        raise SystemExit(2) from error
+    return main
 
 
 def train() -> None:

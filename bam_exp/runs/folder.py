@@ -109,7 +109,7 @@ def result_of(run: Run) -> dict[str, Any] | None:
                 f"{run.folder}: holds a run with another fingerprint ({file.fingerprint}, this one is {run.fingerprint}): the "
                 f"same name, but {_difference(file.figures_from, run.figures_from)}; move the folder away to run it again"
             )
-        if schema < SCHEMA and (reason := _outdated(content, schema)):
+        if schema < SCHEMA and (reason := _outdated(run, content, schema)):
             raise ConfigError(
                 f"{run.folder}: holds a run of an earlier version (schema {schema}, now {SCHEMA}): {reason}; move the folder "
                 "away to run it again"
@@ -199,12 +199,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _outdated(content: Mapping[str, Any], schema: int) -> str | None:
+def _outdated(run: Run, content: Mapping[str, Any], schema: int) -> str | None:
     """Why a run of an older schema neither counts as done nor continues; None if it counts as done."""
     hardware = content.get("hardware")
     if not isinstance(hardware, dict):
         return "it is unfinished, and the rest would be trained and tested in another way"
-    return superseded(schema, str(hardware.get("precision")))
+    return superseded(run, schema, str(hardware.get("precision")))
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

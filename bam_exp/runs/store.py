@@ -93,7 +93,7 @@ def lines_of(
         elif line["error"]:
             remarks.append(f"FAILED: {name_of(line)}: {line['error']}")
         elif line["seed"] not in standing or schema > standing[line["seed"]][0]:
-            standing[line["seed"]] = (schema, line, superseded(schema, line["precision"]))
+            standing[line["seed"]] = (schema, line, superseded(run, schema, line["precision"]))
     lines = [(line, reason) for _, line, reason in standing.values()]
     if all(reason for _, reason in lines):
         return lines, remarks
