@@ -28,7 +28,10 @@ class Busy(BamError, RuntimeError):
 
 
 class RankFailed(BamError, RuntimeError):
-    """Another rank of this run failed."""
+    """A rank of this run failed."""
+
+    trace = ""
+    """The rank's traceback, if it has recorded one."""
 
 
 class CheckpointError(BamError, RuntimeError):

@@ -15,6 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bam_exp.cpu import available_cores
 from bam_exp.machine import Machine
 from bam_exp.machine.memory import keep_memory
 
@@ -99,7 +100,7 @@ class Bench:
         here = Machine(device=cast(Any, device))
         self.cuda = here.uses_gpu
         self.device = torch.device("cuda" if self.cuda else "cpu")
-        self.cores = len(os.sched_getaffinity(0))
+        self.cores = available_cores()
         self.threads, self.rounds = threads or (self.cores if self.cuda else 1), rounds or 10
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.benchmark = True

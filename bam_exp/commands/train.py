@@ -22,7 +22,7 @@ from bam_exp.exits import one_line_errors
 from bam_exp.figures import FIGURES
 from bam_exp.machine import Machine
 from bam_exp.machine.interruption import PARENT
-from bam_exp.machine.world import World
+from bam_exp.machine.world import LAUNCHED
 from bam_exp.runs.folder import result_of
 from bam_exp.runs.run import Run
 
@@ -58,25 +58,31 @@ def start(cfg: DictConfig) -> float | None:
 
             train_in_child(run, machine)
         elif (result := result_of(run)) is not None:
-            if World.from_environment().rank == 0:
+            if machine.world.rank == 0:
                 figure = FIGURES[parts.task.headline]
                 say(f"{run.name}: done already, {figure.text(result['metrics'][figure.name])}", sys.stdout)
         else:
             machine.check_device()
             check_shares(parts, machine)
-            if World.from_environment().rank == 0:
+            if machine.world.rank == 0 and not machine.world.launched:
                 parts.data.prepare()
             from bam_exp.training.train import train  # importing Lightning takes seconds
 
-            typed = None if PARENT in os.environ else shlex.join(["bam-train", *_typed])
-            train(run, parts, machine, typed)
+            train(run, parts, machine, _continuing(machine))
         result = result_of(run)
         return None if result is None else float(result["metrics"][parts.task.headline])
 
 
+def _continuing(machine: Machine) -> str | None:
+    """The command that continues a run that is stopped; None in a job of a sweep, which shows its own."""
+    if machine.world.launched:
+        return os.environ[LAUNCHED] or None
+    return None if PARENT in os.environ else shlex.join(["bam-train", *_typed])
+
+
 def _evaluate(chosen: Chosen, machine: Machine) -> None:
     """Test weights and print the figures; one process does it."""
-    if World.from_environment().rank != 0:
+    if machine.world.rank != 0:
         return
     machine.check_device()
     from bam_exp.training.evaluate import evaluate

@@ -30,6 +30,9 @@ class Batches(Generic[Targets]):
     waited = 0.0
     """Total seconds in which iterations have waited for samples."""
 
+    complete = True
+    """Whether every batch has all of its samples, so that `samples_in` is true of it."""
+
     def __init__(
         self, count: int, *, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
     ) -> None:
@@ -47,6 +50,10 @@ class Batches(Generic[Targets]):
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         return math.ceil(self.count / self.batch_size)
+
+    def samples_in(self, batch: int) -> int:
+        """Number of samples of a batch of an epoch, over all ranks."""
+        return min(self.batch_size, self.count - batch * self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Targets]]:
         raise NotImplementedError
@@ -85,6 +92,5 @@ class Batches(Generic[Targets]):
 
     def _share(self, batch: int) -> slice:
         """Return this rank's part of a batch as a slice of the epoch's order; the parts differ in size by at most one."""
-        first = batch * self.batch_size
-        size = min(self.batch_size, self.count - first)
+        first, size = batch * self.batch_size, self.samples_in(batch)
         return slice(first + size * self.rank // self.world_size, first + size * (self.rank + 1) // self.world_size)

@@ -1,11 +1,18 @@
-"""Stopping a run: by a signal, or because the sweep that started it has ended."""
+"""Stopping a run: by a signal, or because the process that started it has ended."""
 
 import os
 import signal
 import threading
 
 PARENT = "BAM_EXP_PARENT"
-"""The environment variable that holds the process id of the sweep that started a run."""
+"""The environment variable that holds the process id of the sweep or the launcher that started a run."""
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop a run; SIGHUP is not among them under nohup. Windows has fewer."""
+    names = ("SIGTERM", "SIGINT", "SIGUSR2", "SIGHUP")
+    signals = [signal.Signals[name] for name in names if hasattr(signal, name)]
+    return [number for number in signals if number.name != "SIGHUP" or signal.getsignal(number) != signal.SIG_IGN]
 
 
 class Interrupted(BaseException):
@@ -17,7 +24,7 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Turns SIGTERM, SIGINT, SIGUSR2, SIGHUP and the exit of the parent sweep into a flag that training checks between batches."""
+    """Turns the signals that stop a run, and the exit of the parent, into a flag that training checks between batches."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -26,9 +33,8 @@ class Interruption:
     def listen(self) -> None:
         """Install the signal handlers. A second SIGINT raises `Interrupted` at once."""
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as SIGHUP is under nohup
-                    signal.signal(number, self._note)
+            for number in stop_signals():
+                signal.signal(number, self._note)
 
     def _note(self, number: int, _frame: object) -> None:
         if self.number == number == signal.SIGINT:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bam_exp.data.batches import Batches
 from bam_exp.machine import ranks
 from bam_exp.tasks.learner import Learner
 
@@ -44,8 +45,11 @@ class Classifier(Learner):
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.task.milestones, self.task.gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 
-    def training_step(self, batch: tuple[Tensor, Tensor], _index: int) -> Tensor:
-        """The loss of one batch. With several ranks each has a share, weighted so that the mean gradient is the batch's."""
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The loss of one batch. With several ranks each has a share, weighted so that the mean gradient is the batch's.
+
+        The size of the batch is known to every rank without asking the others, unless photos are left out of it.
+        """
         images, labels = batch
         self.seed_step()
         logits = self.network(images)
@@ -53,7 +57,10 @@ class Classifier(Learner):
         _accumulate(self.train_sums, logits, labels, loss)
         if ranks.size() == 1:
             return loss
-        count = torch.tensor(float(labels.numel()), device=loss.device)
+        batches: Batches = self.trainer.train_dataloader  # type: ignore[assignment]  # see `train_dataloader`
+        if batches.complete:
+            return loss * (ranks.size() * labels.numel() / batches.samples_in(index))
+        count = loss.new_full((), labels.numel(), dtype=torch.float32)
         return loss * (ranks.size() * count / ranks.all_reduce_sum(count.clone()))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:

@@ -19,6 +19,7 @@ def evaluate(chosen: Chosen, machine: Machine) -> dict[str, float]:
         ConfigError: if the file does not fit the network.
         DataError: if the data is missing or damaged.
     """
+    machine = machine.opened()
     machine.prepare()
     data, network, task = build(chosen)
     data.prepare()

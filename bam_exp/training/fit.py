@@ -93,6 +93,11 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
         synchronise(network, gpu=machine.uses_gpu)
         if machine.compile != "on":
             mode = "off"  # every synchronised layer would end a graph
+            if machine.compile == "reduce-overhead" and ranks.rank() == 0:
+                say(
+                    f"{run.name}: not compiled, in spite of trainer.compile=reduce-overhead: batch normalisation is "
+                    "synchronised between the processes"
+                )
     compile_network(network, mode)
     task.sgd |= machine.sgd_form
     return task.learner()
@@ -100,8 +105,11 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
 
 def _print_summary(run: Run, result: dict[str, Any], skipped: int) -> None:
     threads = torch.get_num_threads()
+    memory = result["peak_memory_mib"]
     say(
-        f"{run.name}: peak memory {result['peak_memory_mib']:,.0f} MiB, {threads} CPU thread{'s' * (threads > 1)}, "
+        f"{run.name}: "
+        + ("" if memory is None else f"peak memory {memory:,.0f} MiB, ")
+        + f"{threads} CPU thread{'s' * (threads > 1)}, "
         f"data wait {result['data_wait_percent']:.1f} %"
         + (f"; {skipped} graphs SKIPPED, in spite of trainer.compile=reduce-overhead" if skipped else "")
     )

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from bam_exp.machine import Machine, ranks
 from bam_exp.training.checkpoints import Checkpoints
+
+
+class OneDevice(TorchElasticEnvironment):
+    """torchrun's environment, in which each rank sees its own device only (as with torchrun's `--virtual-local-rank`)."""
+
+    def local_rank(self) -> int:
+        """0, which is also the index of the only device that this process sees."""
+        return 0
 
 
 def make_trainer(
@@ -38,8 +46,8 @@ def make_trainer(
         default_root_dir=folder,
         logger=logger,
         callbacks=callbacks,
-        # Under SLURM, submitit requeues, not Lightning.
-        plugins=[Checkpoints(folder, fingerprint), LightningEnvironment() if alone else Environment()],
+        # Neither is Lightning's SLURM environment, which would requeue jobs; submitit does that.
+        plugins=[Checkpoints(folder, fingerprint), LightningEnvironment() if alone else OneDevice()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -49,32 +57,3 @@ def make_trainer(
         deterministic="warn" if machine.deterministic else None,
         **limits,
     )
-
-
-class Environment(ClusterEnvironment):
-    """Tells Lightning that every rank is a node with one device, and that all of them have been started."""
-
-    creates_processes_externally = True
-    main_address, main_port = "", 0
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return ranks.size()
-
-    def set_world_size(self, size: int) -> None:
-        """Do nothing: it is known."""
-
-    def global_rank(self) -> int:
-        return ranks.rank()
-
-    def set_global_rank(self, rank: int) -> None:
-        """Do nothing: it is known."""
-
-    def local_rank(self) -> int:
-        return 0
-
-    def node_rank(self) -> int:
-        return ranks.rank()

@@ -10,6 +10,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.interruption import Interrupted, Interruption
 
+AGREE_S = 1.0
+"""Seconds between two steps at which the ranks of a run agree whether to save or to stop."""
+
 
 class CheckpointSaver(Checkpoint):
     """Saves the run at the end of epochs, every so many minutes, and before it stops because it was told to.
@@ -24,15 +27,17 @@ class CheckpointSaver(Checkpoint):
         self.interval = timedelta(minutes=machine.checkpoint_minutes).total_seconds()
         self.interruption = interruption
         self.saved = time.monotonic()
+        self.agreement = _Agreement()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace Lightning's signal handlers, which end a run with exit code 0."""
         self.interruption.listen()
         self.saved = time.monotonic()
+        self.agreement.start(trainer.global_step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
         """Save inside an epoch when it is time or when told to stop."""
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or not self.agreement.is_due(trainer.global_step):
             return
         due = time.monotonic() - self.saved > self.interval
         self._save(trainer, due=due)
@@ -45,9 +50,34 @@ class CheckpointSaver(Checkpoint):
     def _save(self, trainer: pl.Trainer, *, due: bool) -> None:
         """Save on all ranks, if it is due or one of them was told to stop."""
         number = self.interruption.number if self.interruption.requested else None
-        stop, save = ranks.all_reduce_max(number or 0, due)
+        stop, save = self.agreement.reach(trainer.global_step, number or 0, due)
         if stop or save:
             trainer.save_checkpoint(trainer.default_root_dir)
             self.saved = time.monotonic()
         if stop:
             raise Interrupted(stop)
+
+
+class _Agreement:
+    """The steps at which the ranks agree: the same on every rank, about `AGREE_S` seconds apart, with no exchange in between.
+
+    A process that is alone agrees with itself at every step.
+    """
+
+    def start(self, step: int) -> None:
+        self.step, self.next, self.time = step, step + 1, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        return ranks.size() == 1 or step >= self.next
+
+    def reach(self, step: int, *values: int) -> list[int]:
+        """Element-wise maximum of the values over all ranks, with which they also agree on the next step of this kind."""
+        if ranks.size() == 1:
+            return list(values)
+        now = time.monotonic()
+        steps, seconds = step - self.step, now - self.time
+        # At most twice as many steps as before: the first steps say little about the later ones.
+        ahead = max(1, min(2 * steps, int(AGREE_S * steps / seconds)))
+        *agreed, ahead = ranks.all_reduce_max(*values, ahead)
+        self.step, self.next, self.time = step, step + ahead, now
+        return agreed

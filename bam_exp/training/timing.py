@@ -1,6 +1,5 @@
 """How long epochs take, how long they wait for data, and how much memory a run uses."""
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +8,11 @@ from statistics import median
 from typing import Any
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows has no such module
+    resource = None  # type: ignore[assignment]
 
 from bam_exp.data.batches import Batches
 
@@ -84,9 +88,11 @@ class Timing:
         return round(100 * sum(epoch["data_wait_seconds"] for epoch in self.times) / trained, 2) if trained else 0.0
 
 
-def peak_memory_mib() -> float:
-    """The largest memory of this process so far: of the device on a GPU, else resident."""
+def peak_memory_mib() -> float | None:
+    """The largest memory of this process so far: of the device on a GPU, else resident; None where the system does not say."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)

@@ -1,5 +1,5 @@
 """A run on two processes is the run of one: the same weights in double precision, one folder, one result, however it is started,
-stopped and continued; and when a process dies, the run fails in a line and does not hang.
+stopped and continued; and when a process dies or fails, the run fails in a line that names it, and no process is left.
 
 Run as a script, this file is one rank of a run that torchrun could have started, in double precision.
 """
@@ -7,6 +7,7 @@ Run as a script, this file is one rank of a run that torchrun could have started
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +21,10 @@ from conftest import TINY, Command, chosen_of, ready
 from filelock import FileLock
 
 from bam_exp import tables
-from bam_exp.build import build_on_meta, make_machine
-from bam_exp.machine import Machine, ranks
-from bam_exp.machine.gpus import gpu_lease
+from bam_exp.build import build_on_meta
+from bam_exp.machine import ranks
 from bam_exp.machine.world import World
+from bam_exp.training import saving
 from bam_exp.training.saving import CheckpointSaver
 from bam_exp.training.train import train as train_run
 
@@ -33,11 +34,14 @@ WORDS = (
 )  # fmt: skip
 """Four batches an epoch, the last of 4 images."""
 
+PATH = f"{Path(__file__).parents[1]}:{os.environ.get('PYTHONPATH', '')}"
+"""Where this file finds `conftest` when it is run as a script."""
+
 PORT = 29000 + os.getpid() % 2000
 
 
 def script() -> None:
-    """Train with Lightning in double precision; with STOP=n rank 1 is told to stop at step n."""
+    """Train with Lightning in double precision; with STOP=n rank 1 is told to stop at step n, where all ranks agree."""
     real, original = pl.Trainer, CheckpointSaver.on_train_batch_end
     pl.Trainer = lambda **keywords: real(**{**keywords, "precision": "64-true"})  # type: ignore[assignment,misc]
 
@@ -48,6 +52,7 @@ def script() -> None:
 
     torch.set_default_dtype(torch.float64)  # for the network; Lightning converts the batches
     CheckpointSaver.on_train_batch_end = on_train_batch_end  # type: ignore[method-assign]
+    saving.AGREE_S = 0.0
     tables.register()
     run, parts, machine = ready(*sys.argv[1:])
     train_run(run, parts, machine)
@@ -63,7 +68,7 @@ def train(folder: Path, *words: str, processes: int = 1, stop: int = 0) -> list[
         variables |= {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "PYTHONPATH": PATH,
             "MASTER_ADDR": "127.0.0.1",
             **{key: str(one) for key, one in variables.items()},
         }
@@ -175,14 +180,15 @@ def test_in_a_sweep(tmp_path: Path) -> None:
     assert result(tmp_path)["hardware"]["device"] == "2 x CPU"
 
 
-def begun(folder: Path) -> tuple[int, int]:
-    """The process ids of rank 0, which has the lock, and rank 1, which it started, of a run that trains."""
+def begun(launcher: int, folder: Path) -> list[int]:
+    """The process ids of rank 0 and rank 1 of a run that trains."""
     end = time.monotonic() + 120
     while time.monotonic() < end:
         for path in folder.glob("runs/**/progress.json"):
             first = int(json.loads((path.parent / "owner.json").read_text())["process"].split()[1])
-            [second] = Path(f"/proc/{first}/task/{first}/children").read_text().split()
-            return first, int(second)
+            started = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+            [second] = {int(process) for process in started} - {first}
+            return [first, second]
         time.sleep(0.05)
     raise AssertionError("no run began to train")
 
@@ -196,23 +202,88 @@ def gone(process: int, seconds: float) -> bool:
     return False
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+LONG = (*WORDS, "recipe.epochs=400", "trainer.devices=2")
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+
+
+@needs_proc
 @pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.faults), 1])
 def test_a_killed_process_fails_the_run_and_leaves_none_behind(tmp_path: Path, killed: int) -> None:
-    run = command(tmp_path, sys.executable, "-m", "bam_exp", *WORDS, "recipe.epochs=400", "trainer.devices=2")
-    processes = begun(tmp_path)
+    run = command(tmp_path, sys.executable, "-m", "bam_exp", *LONG)
+    processes = begun(run.pid, tmp_path)
     os.kill(processes[killed], signal.SIGKILL)
     _, err = run.communicate(timeout=60)
-    assert gone(processes[1 - killed], seconds=20)
-    if killed == 1:
-        assert run.returncode == 1
-        [line] = [line for line in err.splitlines() if line.startswith("bam-train: ")]
-        assert "rank 1 of 2 was killed by SIGKILL" in line
-        [error] = tmp_path.glob("runs/**/error.json")
-        assert "rank 1" in json.loads(error.read_text())["reason"]
-    else:
-        assert run.returncode == -signal.SIGKILL
+    assert gone(processes[1 - killed], seconds=1)
+    assert run.returncode == 1
+    [line] = [line for line in err.splitlines() if line.startswith("bam-train: ")]
+    assert f"rank {killed} of 2 was killed by SIGKILL" in line
+    [error] = tmp_path.glob("runs/**/error.json")
+    assert f"rank {killed}" in json.loads(error.read_text())["reason"]
+    assert "Traceback" not in err
     assert not list(tmp_path.glob("runs/**/result.json"))
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.faults), signal.SIGTERM])
+def test_a_signal_to_the_command_stops_all_ranks(tmp_path: Path, number: signal.Signals) -> None:
+    run = command(tmp_path, sys.executable, "-m", "bam_exp", *LONG)
+    processes = begun(run.pid, tmp_path)
+    run.send_signal(number)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 128 + number
+    assert err.count("stopped, its checkpoint is saved; continue with: bam-train data.train_size=100") == 1
+    assert all(gone(process, seconds=1) for process in processes)
+    assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
+
+
+@needs_proc
+@pytest.mark.faults
+def test_ranks_end_when_the_command_is_killed(tmp_path: Path) -> None:
+    run = command(tmp_path, sys.executable, "-m", "bam_exp", *LONG)
+    processes = begun(run.pid, tmp_path)
+    run.kill()
+    assert all(gone(process, seconds=30) for process in processes)
+    assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
+
+
+@needs_proc
+def test_a_run_that_is_taken_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = ready(*LONG, f"output_dir={tmp_path}")[0].folder
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"):
+        (folder / "owner.json").write_text(json.dumps({"process": f"process {os.getpid()} on {socket.gethostname()}"}))
+        _, err = (run := command(tmp_path, sys.executable, "-m", "bam_exp", *LONG)).communicate(timeout=60)
+    assert run.returncode == 1
+    [line] = err.strip().splitlines()
+    assert f"already running (process {os.getpid()}" in line
+
+
+RAISES = """
+import sys
+from bam_exp.machine import ranks
+from bam_exp.training import fit
+original = fit.fit
+def broken(*given):
+    if ranks.rank() == 1:
+        raise KeyError("a mistake of rank 1")
+    return original(*given)
+fit.fit = broken
+"""
+
+
+def test_a_rank_that_raises_is_named_with_its_reason(tmp_path: Path) -> None:
+    """The other rank's lost connection is not reported: it is only the consequence."""
+    (tmp_path / "sitecustomize.py").write_text(RAISES)
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', Path(__file__).parents[2])}"
+    words = [sys.executable, "-m", "bam_exp", *WORDS, "trainer.devices=2", f"output_dir={tmp_path}"]
+    run = subprocess.run(
+        words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert run.returncode == 1
+    [line] = [line for line in run.stderr.splitlines() if line.startswith("bam-train: ")]
+    assert line.endswith("failed: rank 1 of 2: KeyError: 'a mistake of rank 1'")
+    assert run.stderr.count("Traceback") == 1
 
 
 @pytest.mark.parametrize(
@@ -260,58 +331,6 @@ def test_srun_is_known_by_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert World.from_environment() == World(5, 8, 1, 4, "srun")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")  # as in a job of a sweep
     assert World.from_environment().size == 1
-
-
-@pytest.fixture
-def three_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-
-
-@pytest.mark.usefixtures("three_gpus")
-def test_a_run_leases_as_many_gpus_as_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with gpu_lease(Machine(devices=2)) as two:
-        assert two == ["4", "5"]
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
-        with monkeypatch.context() as joined:
-            joined.setattr(ranks, "_group", ranks.Group(World(size=2, local_size=2)))
-            assert Machine(devices=2).processes == 2
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-        with gpu_lease(Machine()) as one:
-            assert one == ["7"]
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-        with gpu_lease(Machine(devices="auto", runs_per_gpu=2)) as three:
-            assert sorted(three) == ["4", "5", "7"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
-    # One that cannot have all of its GPUs keeps none of them from others.
-    taken = FileLock(tmp_path / f"bam_exp-gpus-{os.getuid()}" / "gpu5-0.lock")
-    taken.acquire()
-    naps: list[float] = []
-
-    def nap(seconds: float) -> None:
-        naps.append(seconds)
-        with FileLock(tmp_path / f"bam_exp-gpus-{os.getuid()}" / "gpu4-0.lock", timeout=0):
-            taken.release()
-
-    monkeypatch.setattr(time, "sleep", nap)
-    with gpu_lease(Machine(devices=3)) as three:
-        assert three == ["4", "5", "7"]
-    assert len(naps) == 1
-
-
-@pytest.mark.usefixtures("three_gpus")
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["trainer.devices=4"], "there are only 3 GPUs"),
-        (["trainer.devices=2", "trainer.gpus=[1]"], "only 1 GPUs in trainer.gpus"),
-    ],
-)
-def test_more_devices_than_gpus_are_refused(words: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        make_machine(chosen_of(*words)).check_device()
 
 
 def test_linear_scaling_is_of_the_whole_batch() -> None:

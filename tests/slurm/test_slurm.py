@@ -165,6 +165,21 @@ def test_only_the_nodes_need_a_gpu(sweep: Sweep) -> None:
     assert "no GPU" in failures(err)[0]
 
 
+@pytest.mark.parametrize("tasks", ["--ntasks=2", "--ntasks-per-node=1"])
+def test_srun_starts_the_ranks_of_a_run(slurm: Cluster, tmp_path: Path, tasks: str) -> None:
+    """One task on each of two nodes; the nodes of this cluster have no names of their own, hence MASTER_ADDR."""
+    step = ["srun", "--nodes=2", tasks, "--kill-on-bad-exit=1", "--time=5"]
+    words = [sys.executable, "-m", "bam_exp", *RUN, "trainer=ddp", "trainer.device=cpu", "recipe.max_steps=2"]
+    environment = {**slurm.environment, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    run = subprocess.run(
+        [*step, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("top-1 error") == 1
+    [path] = tmp_path.glob("runs/**/result.json")
+    assert json.loads(path.read_text())["hardware"]["device"] == "2 x CPU"
+
+
 def test_jobs_do_not_wait_for_each_others_gpus(slurm: Cluster, tmp_path: Path) -> None:
     """On most clusters each job counts its GPUs from 0: a lease on "GPU 0" must not keep another job waiting."""
     program = """

@@ -59,6 +59,7 @@ class PhotoLoader(Batches):
     ) -> None:
         super().__init__(len(photos), batch_size=batch_size, seed=seed, shuffle=train, rank=rank, world_size=world_size)
         self.photos, self.size, self.train, self.broken = photos, size, train, broken
+        self.complete = broken != "skip"
         self.device = torch.device(device)
         self.workers = default_workers(self.device, world_size) if workers is None else workers
         self.nvjpeg = train and (decoder == "nvjpeg" or (decoder == "auto" and nvjpeg_works(self.device)))

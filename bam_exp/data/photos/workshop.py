@@ -1,5 +1,6 @@
 """The work of the loader's worker processes: reading photos and cropping them."""
 
+import os
 import signal
 import warnings
 from typing import NamedTuple, TypeVar
@@ -106,8 +107,11 @@ class PhotoDataset(Dataset[PhotoBatch | EncodedBatch]):
 
 def _init_worker(_worker: int) -> None:
     """Initialise a worker process: ignore signals meant for the parent, and silence warnings about odd EXIF data."""
-    for number in (signal.SIGINT, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR2"):
+        if hasattr(signal, name):  # Windows has no SIGUSR2.
+            signal.signal(signal.Signals[name], signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # Out of the process group of the parent, to which torchrun's agent sends SIGTERM.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
 
