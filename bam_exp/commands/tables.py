@@ -32,9 +32,9 @@ def _params(names: Sequence[str], _overrides: Sequence[str], options: argparse.N
 
 
 def _report(names: Sequence[str], _overrides: Sequence[str], options: argparse.Namespace) -> int:
-    from bam_exp.reports import report
+    from bam_exp.reports import write
 
-    return report.main(names, options.output_dir)
+    return write.main(names, options.output_dir)
 
 
 def _plan(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:

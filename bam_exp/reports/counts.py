@@ -17,10 +17,11 @@ Counts = dict[str, Complexity]
 
 def row_complexity(row: Row, *, as_printed: bool = False) -> Complexity:
     """Parameters and multiply-accumulates of a row's network; `as_printed` counts as the paper does for this table."""
-    return _count(row.chosen(), row.counting if as_printed else {}, {})
+    return count(row.chosen(), row.counting if as_printed else {}, {})
 
 
-def _count(chosen: Chosen, counting: Mapping[str, Any], counts: Counts) -> Complexity:
+def count(chosen: Chosen, counting: Mapping[str, Any], counts: Counts) -> Complexity:
+    """Count what was chosen, unless `counts` has it already; `counting` as in `Row`."""
     key = str([chosen.data.settings, chosen.backbone.settings, chosen.attention.settings, counting])
     if key not in counts:
         data, network, _ = build_on_meta(chosen, classes=counting.get("classes"))
@@ -72,4 +73,4 @@ def compare(table: Table, counts: Counts) -> Iterator[Compared]:
     """Count every row of a table of classifiers."""
     for row in table.rows:
         chosen = row.chosen()
-        yield Compared(row, _count(chosen, {}, counts), _count(chosen, row.counting, counts).macs)
+        yield Compared(row, count(chosen, {}, counts), count(chosen, row.counting, counts).macs)

@@ -1,221 +1,268 @@
-"""Tables from finished runs: results/runs.csv is the store, a report is a table with our numbers beside the paper's."""
+"""A report: a table with our figures beside the paper's, as a value from which every output format is written."""
 
-import io
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 
-import pandas as pd
-from filelock import FileLock
+from bam_exp.config import NAMED
+from bam_exp.figures import FIGURES, Figure
+from bam_exp.reports.answers import Answers
+from bam_exp.reports.counts import Counts, agrees
+from bam_exp.reports.facts import RowFacts, row_counts
+from bam_exp.reports.lines import RowLines, StoreIndex, Variant, lines_of
+from bam_exp.reports.statistics import Gain, Interval, McNemar, gain_over, holm, mcnemar, mean_interval
+from bam_exp.runs.store import Line
+from bam_exp.tables import Row, Table
 
-from bam_exp.figures import FIGURES
-from bam_exp.files import clear_parts, write_atomically
-from bam_exp.runs import Run, run_of
-from bam_exp.runs.store import collect, lines_of
-from bam_exp.tables import NOT_TRAINED, Row, Table, load_table
-
-_VARIED = ("data", "recipe")
-
-
-def main(table_names: Sequence[str], output_dir: str) -> int:
-    """Collect finished runs, write and print the reports of these tables; 0 if every one was written."""
-    results = Path(output_dir) / "results"
-    results.mkdir(parents=True, exist_ok=True)
-    with FileLock(results / ".lock"):
-        clear_parts(results)
-        runs = collect(Path(output_dir))
-        for name in table_names:
-            table = load_table(name)
-            if table.task in NOT_TRAINED:
-                print(f"{name}: a table of detectors, which this version declares but does not train")
-                continue
-            for variant in [{}, *_variants(table, runs)]:
-                made = _report(table, runs, variant)
-                if not variant and len(table_names) > 1 and not made.finished:
-                    continue
-                stem = "--".join([name, *variant.values()])
-                write_atomically(results / f"{stem}.md", made.markdown)
-                write_atomically(results / f"{stem}.csv", made.csv)
-                kinds = ".csv"
-                if made.finished:
-                    write_atomically(results / f"{stem}.png", made.chart())
-                    kinds = ".csv, .png"
-                print(f"{made.markdown}\n({results / f'{stem}.md'}, {kinds})\n")
-    return 0
+COUNTED = ("params", "gflops")
+"""The figures that are counted, not measured."""
 
 
-def _variants(table: Table, runs: Iterable[Mapping[str, str]]) -> list[dict[str, str]]:
-    """With what other data or recipe than the table's own something that stands in it has been run: group to name."""
-    rows = [run_of(row, 0) for row in table.rows]
-    cells = {(run.names["backbone"], run.names["attention"]) for run in rows}
-    own = rows[0].names
-    found = []
-    for line in runs:
-        variant = {group: line[group] for group in _VARIED if line[group] != own[group]}
-        if variant and (line["backbone"], line["attention"]) in cells and variant not in found:
-            found.append(variant)
-    return found
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one row."""
 
-
-class _Report:
-    """A table with what was measured: markdown for a person, csv for a program."""
-
-    def __init__(self, table: Table, variant: Mapping[str, str]) -> None:
-        self.table, self.variant = table, variant
-        self.lines: list[dict[str, str]] = []
-        self.cells: list[dict[str, str]] = []
-        self.used: list[Mapping[str, str]] = []
-        self.points: list[tuple[str, list[float], float | None]] = []
-        self.remarks: list[str] = []
-        self.outdated: dict[str, list[str]] = {}
-        """Why figures of an earlier version are not what this version would measure, to the rows that have such figures."""
+    figure: Figure
+    paper: str | None
+    """As the paper prints it."""
+    ours: float | None = None
+    """The count, in units of one, or the mean over the seeds."""
+    values: Sequence[float] = ()
+    """What each seed measured."""
+    interval: Interval | None = None
+    """The 95 % interval of the mean."""
+    note: str = ""
 
     @property
-    def finished(self) -> int:
-        """How many runs stand in it."""
-        return len(self.used)
-
-    def add(self, row: Row, run: Run, runs: Iterable[Mapping[str, str]]) -> None:
-        """One row: its finished runs of all seeds, the paper's figures, the difference."""
-        errors, params = [], None
-        lines, remarks = lines_of(run, runs)
-        self.remarks += remarks
-        for line, outdated in lines:
-            errors.append(float(line[self.table.metric]))
-            params = line["params"]
-            if line not in self.used:  # a table may print one run twice
-                self.used.append(line)
-            if outdated and row.label not in self.outdated.setdefault(outdated, []):
-                self.outdated[outdated].append(row.label)
-        printed = row.paper.get(self.table.metric, "")
-        self.points.append((row.label, errors, float(printed) if printed else None))
-        ours = f"{mean(errors):.2f}" if errors else ""
-        spread = f"{stdev(errors):.2f}" if len(errors) > 1 else ""
-        difference = f"{mean(errors) - float(printed):+.2f}" if errors and printed else ""
-        self.lines.append(
-            {"row": row.name, "label": row.label, "paper_params": row.paper.get("params", ""), "params": params or "",
-             f"paper_{self.table.metric}": printed, self.table.metric: ours, "std": spread, "n": str(len(errors)),
-             "difference": difference}
-        )  # fmt: skip
-        cells = {"": row.label}
-        if "params" in self.table.columns:
-            cells |= {
-                "Params, paper": row.paper.get("params", "—"),
-                "ours": f"{int(params) / 1e6:.3f}M" if params else "—",
-            }
-        head = FIGURES[self.table.metric].heading
-        cells |= {
-            f"{head}, paper": printed or "—",
-            "ours ": (f"{ours} ± {spread}" if spread else ours) or "—",
-            "n": str(len(errors) or "—"),
-            "difference": difference or "—",
-        }
-        self.cells.append(cells)
+    def deviation(self) -> float | None:
+        """The standard deviation over the seeds."""
+        return stdev(self.values) if len(self.values) > 1 else None
 
     @property
-    def csv(self) -> str:
-        """One line a row, figures as plain numbers."""
-        return pd.DataFrame(self.lines).to_csv(index=False, lineterminator="\n")
+    def difference(self) -> float | None:
+        """Ours minus the paper's, of a measured figure."""
+        if self.ours is None or self.paper is None or not self.values:
+            return None
+        return self.ours - float(self.paper)
 
     @property
-    def markdown(self) -> str:
-        """The report for a person, with everything that belongs to its numbers."""
-        others = " and ".join(f"{group} `{name}`" for group, name in self.variant.items())
-        parts = [f"# {self.table.title}" + (f"; with {others}" if others else ""), ""]
-        if others:
-            parts += [f"Not the table itself: these runs have {others}, the table has not.", ""]
-        columns = list(self.cells[0])
-        if self.variant:
-            columns.remove("difference")
-        if not any(row.paper for row in self.table.rows):
-            columns = [column for column in columns if "paper" not in column and column != "difference"]
-            heads = {"ours": FIGURES["params"].heading, "ours ": FIGURES[self.table.metric].heading}
-        else:
-            heads = {}
-        heads = {column: heads.get(column, column.strip()) for column in columns}
-        widths = [max(len(heads[column]), *(len(cells[column]) for cells in self.cells)) for column in columns]
-        parts.append(
-            "| " + " | ".join(heads[column].ljust(width) for column, width in zip(columns, widths, strict=True)) + " |"
+    def agrees(self) -> bool:
+        """Whether a count equals the paper's to its last digit; True where the paper prints none."""
+        return self.paper is None or self.ours is None or agrees(self.paper, int(self.ours))
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One row of a report."""
+
+    name: str
+    label: str
+    names: Mapping[str, str]
+    """Of its runs: group to the choice and what was changed."""
+    attention: Mapping[str, object]
+    """The arguments of its attention."""
+    cells: Mapping[str, Cell]
+    """Figure to cell, in the order of the table's columns."""
+    lines: Sequence[Line]
+    """The finished runs, by seed."""
+    baseline: str | None = None
+    """The name of the row with the same network without attention."""
+    gain: Gain | None = None
+    """Over the baseline, in the figure by which the table compares."""
+    paired: McNemar | None = None
+    """The answers of its only run against those of the baseline's only run, where both have the same seed."""
+    note: str = ""
+    """On its runs as a whole."""
+
+    @property
+    def n(self) -> int:
+        """The number of finished runs."""
+        return len(self.lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table with what was measured."""
+
+    table: Table
+    variant: Variant
+    rows: Sequence[ReportRow]
+    remarks: Sequence[str]
+    """On runs that are not in the table, and on the variant."""
+    unchecked: str = ""
+    """Why the settings of a variant's runs could not be checked; empty if they were."""
+
+    @property
+    def metric(self) -> str:
+        """The figure by which the rows are compared."""
+        return self.table.metric
+
+    @property
+    def measured(self) -> list[str]:
+        """The measured figures that the table declares, the one by which it compares first."""
+        return [self.metric, *(name for name in self.table.columns if name not in (*COUNTED, self.metric))]
+
+    @property
+    def counted(self) -> list[str]:
+        """The counted figures that the table declares."""
+        return [name for name in self.table.columns if name in COUNTED]
+
+    @property
+    def used(self) -> list[Line]:
+        """The runs that stand in it, each once although a table may print one run twice."""
+        return list({(line["fingerprint"]): line for row in self.rows for line in row.lines}.values())
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether the table is one of the paper's."""
+        return any(row.paper for row in self.table.rows)
+
+    def full_label(self, row: ReportRow) -> str:
+        """A row's label, after that of its baseline where it only says what is added and the table has several baselines."""
+        labels = {other.name: other.label for other in self.rows}
+        several = sum(other.names["attention"] == "none" for other in self.rows) > 1
+        if several and row.label.startswith("+") and row.baseline is not None:
+            return f"{labels[row.baseline]} {row.label}"
+        return row.label
+
+    @property
+    def gains(self) -> list[Gain]:
+        """The gains that are known."""
+        return [row.gain for row in self.rows if row.gain is not None]
+
+    @property
+    def title(self) -> str:
+        """The table's title; of a variant its short name and what differs."""
+        if not self.variant:
+            return self.table.title
+        changed = " and ".join(f"{group} `{name}`" for group, name in self.variant.items())
+        return f"{self.table.title.partition(':')[0]} with {changed}"
+
+    @property
+    def stem(self) -> str:
+        """The name of the report's files, without the ending."""
+        return "--".join([self.table.name, *self.variant.values()])
+
+
+def make_report(
+    table: Table, facts: Sequence[RowFacts], index: StoreIndex, variant: Variant, counts: Counts, answers: Answers
+) -> Report:
+    """The report of a table, or of a variant of it, from the lines of the store.
+
+    Args:
+        facts: of the table's rows, in order.
+        counts: the counts so far; tables share networks.
+    """
+    lines, unchecked = lines_of(table, facts, variant, index)
+    rows = []
+    for row, of_row, runs in zip(table.rows, facts, lines, strict=True):
+        counted = _counted_in_store(table, row, runs) if "data" in variant else _counted(table, row, counts)
+        cells = {**counted, **_measured(table, row, runs)}
+        ordered = {name: cells[name] for name in table.columns}
+        rows.append(
+            ReportRow(row.name, row.label, runs.names, of_row.attention, ordered, runs.lines, note=_mixed(runs))
         )
-        parts.append(
-            "|" + "|".join(("-" * (width + 1) + (":" if index else "-")) for index, width in enumerate(widths)) + "|"
-        )
-        for cells in self.cells:
-            texts = [
-                cells[c].ljust(w) if i == 0 else cells[c].rjust(w)
-                for i, (c, w) in enumerate(zip(columns, widths, strict=True))
-            ]
-            parts.append("| " + " | ".join(texts) + " |")
-        parts += ["", *(f"- {line}" for line in [*self._provenance(), *self._notes()])]
-        return "\n".join(parts) + "\n"
-
-    def chart(self) -> bytes:
-        """A PNG with a line for each row: its seeds, their mean, and the paper's figure where the table is the paper's."""
-        from matplotlib.figure import Figure  # half a second, only for reports
-
-        figure = Figure(figsize=(7, 1.2 + 0.32 * len(self.points)), layout="constrained")
-        axes = figure.add_subplot()
-        places = list(enumerate(self.points))
-        seeds = [(error, place) for place, (_, errors, _) in places for error in errors]
-        means = [(mean(errors), place) for place, (_, errors, _) in places if errors]
-        printed = [(figure, place) for place, (*_, figure) in places if figure is not None and not self.variant]
-        axes.plot(*zip(*seeds, strict=True), "o", color="tab:blue", alpha=0.5, markeredgewidth=0, label="a seed")
-        axes.plot(*zip(*means, strict=True), "|", color="tab:blue", markersize=14, markeredgewidth=2, label="mean")
-        if printed:
-            axes.plot(*zip(*printed, strict=True), "D", color="tab:orange", markerfacecolor="none", label="paper")
-        axes.set_yticks(range(len(self.points)), [label for label, *_ in self.points])
-        axes.set_ylim(len(self.points) - 0.5, -0.5)
-        axes.set_xlabel(FIGURES[self.table.metric].heading)
-        axes.grid(axis="x", alpha=0.3)
-        figure.legend(loc="outside upper right", ncols=3, frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=120, metadata={"Software": None})
-        return file.getvalue()
-
-    def _provenance(self) -> list[str]:
-        if not self.used:
-            return [f"No finished runs yet. To make them: `bam-train +experiment={self.table.name}`"]
-        data = sorted({line["data"] for line in self.used})
-        recipes = sorted({line["recipe"] for line in self.used})
-        machines = sorted(
-            {
-                f"{line['device']} ({line['cpu']}, {line['threads']} thread{'s' * (line['threads'] != '1')}, {line['precision']})"
-                for line in self.used
-            }
-        )
-        commits = sorted(
-            {(line["commit"] or "no checkout") + ("+changes" if line["dirty"] == "True" else "") for line in self.used}
-        )
-        return [
-            "Ours: test error of the last epoch, mean ± standard deviation over n seeds; tested on "
-            f"{' or '.join(sorted({line['test_images'] for line in self.used}))} images.",
-            f"Data: {', '.join(data)}. Recipe: {', '.join(recipes)}. Runs: {len(self.used)}, on {'; '.join(machines)}; "
-            f"PyTorch {', '.join(sorted({line['torch'] for line in self.used}))}; commit {', '.join(commits)}.",
-        ]
-
-    def _notes(self) -> list[str]:
-        own = [
-            f"{row.label}, {FIGURES[figure].heading}: {reason}"
-            for row in self.table.rows
-            for figure, reason in row.notes.items()
-        ]
-        measured = sum(bool(errors) for _, errors, _ in self.points)
-        older = [
-            f"Figures of an earlier version: {reason}. They stand in "
-            f"{'every row that has figures' if len(rows) == measured else ', '.join(rows)}."
-            for reason, rows in self.outdated.items()
-        ]
-        return [*self.remarks, *older, *self.table.remarks, *(f"{note[0].upper()}{note[1:]}" for note in own)]
+    remarks = [remark for runs in lines for remark in runs.remarks]
+    rows = _with_pairs(_with_gains(rows, table.metric), answers)
+    return Report(table, variant, rows, list(dict.fromkeys(remarks)), unchecked)
 
 
-def _report(table: Table, runs: Sequence[Mapping[str, str]], variant: Mapping[str, str]) -> _Report:
-    made = _Report(table, variant)
-    extra: list[str] = []
-    if variant:
-        line = next(line for line in runs if all(line[group] == name for group, name in variant.items()))
-        wanted = tuple(f"{group}{mark}" for group in variant for mark in "=.")
-        extra = [word for word in shlex.split(line["command"]) if word.startswith(wanted)]
-    for row in table.rows:
-        made.add(row, run_of(row, 0, extra), runs)
-    return made
+def _counted(table: Table, row: Row, counts: Counts) -> dict[str, Cell]:
+    names = [name for name in table.columns if name in COUNTED]
+    if not names:
+        return {}
+    own, as_printed = row_counts(row, counts)
+    ours = {"params": own.params, "gflops": as_printed.macs}
+    return {name: Cell(FIGURES[name], row.paper.get(name), ours[name], note=row.notes.get(name, "")) for name in names}
+
+
+def _counted_in_store(table: Table, row: Row, runs: RowLines) -> dict[str, Cell]:
+    """The counts that runs on other data recorded: with other classes or image sizes the network is another one."""
+    ours: dict[str, float | None] = {"params": None, "gflops": None}
+    if runs.lines:
+        ours = {"params": float(runs.lines[0]["params"]), "gflops": float(runs.lines[0]["macs"] or "nan")}
+    return {name: Cell(FIGURES[name], row.paper.get(name), ours[name]) for name in table.columns if name in COUNTED}
+
+
+def _measured(table: Table, row: Row, runs: RowLines) -> dict[str, Cell]:
+    cells = {}
+    for name in table.columns:
+        if name not in COUNTED:
+            values = runs.values(name)
+            cells[name] = Cell(
+                FIGURES[name],
+                row.paper.get(name),
+                mean(values) if values else None,
+                values,
+                mean_interval(values) if values else None,
+                row.notes.get(name, ""),
+            )
+    return cells
+
+
+def _mixed(runs: RowLines) -> str:
+    """A note on a row whose runs were computed in different precisions, or an empty string."""
+    precisions = [line["precision"] for line in runs.lines]
+    if len(set(precisions)) < 2:
+        return ""
+    counted = ", ".join(f"{precisions.count(precision)} in {precision}" for precision in sorted(set(precisions)))
+    return f"a mean over runs of different precision: {counted}"
+
+
+def _with_gains(rows: Sequence[ReportRow], metric: str) -> list[ReportRow]:
+    """The rows with their gains over their baselines, and p-values corrected for all of them."""
+    baselines: dict[tuple[str, ...], ReportRow] = {}
+    for row in rows:
+        if row.names["attention"] == "none":
+            baselines.setdefault(_network(row), row)
+    lower = FIGURES[metric].better == "lower"
+    with_gains = []
+    for row in rows:
+        base = baselines.get(_network(row))
+        if base is None or row.names["attention"] == "none":
+            with_gains.append(row)
+            continue
+        ours, theirs = row.cells[metric].values, base.cells[metric].values
+        gain = gain_over(theirs, ours, lower_is_better=lower) if ours and theirs else None
+        with_gains.append(replace(row, baseline=base.name, gain=gain, note=row.note or _unlike(row, base)))
+    tested = [row for row in with_gains if row.gain is not None and row.gain.p is not None]
+    distinct = {
+        (row.names["backbone"], row.names["attention"]): row for row in tested
+    }  # a table may print one run twice
+    p_values = [row.gain.p for row in distinct.values() if row.gain is not None and row.gain.p is not None]
+    corrected = dict(zip(distinct, holm(p_values), strict=True))
+    return [
+        replace(row, gain=replace(row.gain, p_holm=corrected[row.names["backbone"], row.names["attention"]]))
+        if row.gain is not None and row.gain.p is not None
+        else row
+        for row in with_gains
+    ]
+
+
+def _with_pairs(rows: Sequence[ReportRow], answers: Answers) -> list[ReportRow]:
+    """The rows with a paired test where row and baseline have a single run, of the same seed, whose answers are known."""
+    named = {row.name: row for row in rows}
+    paired = []
+    for row in rows:
+        base = named.get(row.baseline or "")
+        if base is not None and row.n == base.n == 1:
+            ours, theirs = row.lines[0], base.lines[0]
+            if all(ours[key] == theirs[key] for key in ("seed", "test_images")):
+                bits, base_bits = answers.of(ours), answers.of(theirs)
+                if bits is not None and base_bits is not None:
+                    row = replace(row, paired=mcnemar(bits, base_bits, int(ours["test_images"])))
+        paired.append(row)
+    return paired
+
+
+def _network(row: ReportRow) -> tuple[str, ...]:
+    return tuple(row.names[group] for group in NAMED if group != "attention")
+
+
+def _unlike(row: ReportRow, base: ReportRow) -> str:
+    """A note on a gain between runs of different precision, or an empty string."""
+    ours, theirs = ({line["precision"] for line in one.lines} for one in (row, base))
+    if not ours or not theirs or ours == theirs:
+        return ""
+    own, other = (", ".join(sorted(precisions)) for precisions in (ours, theirs))
+    return f"computed in {own}, its baseline in {other}: the gain is not of the attention alone"

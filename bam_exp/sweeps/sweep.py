@@ -104,10 +104,11 @@ class Sweep(Callback):
     def _report(self, config: DictConfig) -> None:
         """Print the table, if the sweep is one over a table."""
         if (table := config.hydra.runtime.choices.get("experiment")) is not None:
-            from bam_exp.reports import report
+            from bam_exp.reports import write
 
             say("", sys.stdout)
-            report.main([table], str(Path(config.output_dir).expanduser()))
+            own = [run.names for run in self.runs.values()]
+            write.main([table], str(Path(config.output_dir).expanduser()), only=own)
 
     @classmethod
     def summarise_interrupted(cls, command: str) -> None:

@@ -1,0 +1,45 @@
+"""What is known of a table's row before anything is trained: names, identity and counts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bam_exp.complexity import Complexity
+from bam_exp.config.targets import defaults_of
+from bam_exp.reports.counts import Counts, count
+from bam_exp.runs.run import fingerprint_of, run_of
+from bam_exp.tables import Row
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """The runs of a row, apart from their seeds."""
+
+    names: Mapping[str, str]
+    """Group to the choice and what was changed, as in the runs' folders."""
+    identity: Mapping[str, Any]
+    """What a fingerprint digests, for seed 0."""
+    attention: Mapping[str, Any]
+    """The arguments of the attention, those left at their defaults too."""
+
+    def fingerprint(self, seed: int) -> str:
+        """The fingerprint of the run with this seed."""
+        return fingerprint_of({**self.identity, "seed": seed})
+
+
+def row_facts(row: Row, extra: Sequence[str] = ()) -> RowFacts:
+    """The facts of a row; `extra` overrides take precedence.
+
+    Raises:
+        ConfigError: if the row cannot be run with these overrides.
+    """
+    run = run_of(row, 0, extra)
+    attention = run.chosen.attention
+    arguments = {**defaults_of("attention", attention.factory), **attention.arguments}
+    return RowFacts(run.names, run.identity, arguments)
+
+
+def row_counts(row: Row, counts: Counts) -> tuple[Complexity, Complexity]:
+    """Parameters and multiply-accumulates of a row: of the network as it is trained, and as the paper counts for its table."""
+    chosen = row.chosen()
+    return count(chosen, {}, counts), count(chosen, row.counting, counts)
