@@ -11,12 +11,14 @@ from bam_exp.config import parse_overrides
 from bam_exp.durations import seconds_of
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
+from bam_exp.reports import FORMATS
 from bam_exp.tables import load_table, register, table_names
 
 _EXAMPLES = """examples:
   bam-tables params                       every table: parameters and GMACs beside the paper's (no GPU, no data)
   bam-tables params table1a --format csv
-  bam-tables report demo                  print the table made from finished runs; writes results/demo.md and .csv
+  bam-tables report demo                  print the table made from finished runs; writes results/demo.md, .csv, .tex, .html
+  bam-tables report --all                 every table that has finished runs, and results/README.md
   bam-tables report table1a --output-dir /scratch/me
   bam-tables plan table1a seed=0 --budget 25m     what would run, its cost, and what fits into 25 minutes
   bam-tables status demo --watch          rows by seeds: done, running with the time to go, failed with the reason
@@ -28,25 +30,34 @@ comes out the same in a clone without runs/."""
 def _params(names: Sequence[str], _overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports.params import params
 
-    return params(names, options.format)
+    return params(names or table_names(), options.format)
 
 
 def _report(names: Sequence[str], _overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports import write
 
-    return write.main(names, options.output_dir)
+    return write.main(names, options.output_dir, formats=options.format, every=options.all)
 
 
 def _plan(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports.plan import plan
 
-    return plan(names, overrides, options.output_dir, seconds_of(options.budget) if options.budget else None)
+    return plan(
+        names or table_names(), overrides, options.output_dir, seconds_of(options.budget) if options.budget else None
+    )
 
 
 def _status(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports.status import status
 
-    return status(names, overrides, options.output_dir, options.watch)
+    return status(names or table_names(), overrides, options.output_dir, options.watch)
+
+
+def _formats(text: str) -> Sequence[str]:
+    formats = text.split(",")
+    if wrong := [name for name in formats if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"{wrong[0]}: should be some of {', '.join(FORMATS)}, separated by commas")
+    return formats
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -81,7 +92,15 @@ def _parser() -> argparse.ArgumentParser:
         "params", _params, "parameters and multiply-accumulates beside the paper's", overrides=False, folder=False
     )
     params.add_argument("--format", choices=("text", "csv"), default="text")
-    add("report", _report, "tables from finished runs", overrides=False, folder=True)
+    report = add("report", _report, "tables from finished runs", overrides=False, folder=True)
+    report.add_argument(
+        "--format",
+        type=_formats,
+        default=FORMATS,
+        metavar="md,csv",
+        help=f"some of {', '.join(FORMATS)}; all if left out",
+    )
+    report.add_argument("--all", action="store_true", help="write results/README.md, the state of every table, too")
     plan = add("plan", _plan, "what would run, what is done, and the cost", overrides=True, folder=True)
     plan.add_argument("--budget", metavar="25m", help="pick the runs that fit into this time, most informative first")
     status = add("status", _status, "rows by seeds: the state of each run", overrides=True, folder=True)
@@ -102,7 +121,7 @@ def main() -> None:
             load_table(name)
         register(parse_overrides(overrides), names)
         options.output_dir = str(Path(getattr(options, "output_dir", ".")).expanduser())
-        code = options.run(names or table_names(), overrides, options)
+        code = options.run(names, overrides, options)
     raise SystemExit(code)
 
 

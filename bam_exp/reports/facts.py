@@ -7,7 +7,7 @@ from typing import Any
 from bam_exp.complexity import Complexity
 from bam_exp.config.targets import defaults_of
 from bam_exp.reports.counts import Counts, count
-from bam_exp.runs.run import fingerprint_of, run_of
+from bam_exp.runs.run import Run, run_of
 from bam_exp.tables import Row
 
 
@@ -15,16 +15,15 @@ from bam_exp.tables import Row
 class RowFacts:
     """The runs of a row, apart from their seeds."""
 
-    names: Mapping[str, str]
-    """Group to the choice and what was changed, as in the runs' folders."""
-    identity: Mapping[str, Any]
-    """What a fingerprint digests, for seed 0."""
+    run: Run
+    """The run of seed 0."""
     attention: Mapping[str, Any]
     """The arguments of the attention, those left at their defaults too."""
 
-    def fingerprint(self, seed: int) -> str:
-        """The fingerprint of the run with this seed."""
-        return fingerprint_of({**self.identity, "seed": seed})
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Group to the choice and what was changed, as in the runs' folders."""
+        return self.run.names
 
 
 def row_facts(row: Row, extra: Sequence[str] = ()) -> RowFacts:
@@ -35,8 +34,7 @@ def row_facts(row: Row, extra: Sequence[str] = ()) -> RowFacts:
     """
     run = run_of(row, 0, extra)
     attention = run.chosen.attention
-    arguments = {**defaults_of("attention", attention.factory), **attention.arguments}
-    return RowFacts(run.names, run.identity, arguments)
+    return RowFacts(run, {**defaults_of("attention", attention.factory), **attention.arguments})
 
 
 def row_counts(row: Row, counts: Counts) -> tuple[Complexity, Complexity]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from bam_exp.reports.layout import columns_of
 from bam_exp.reports.notes import footnotes_of, sentences_of
-from bam_exp.reports.report import Report
 from bam_exp.reports.render import render
+from bam_exp.reports.report import Report
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -9,9 +9,9 @@ from typing import Any
 from bam_exp.figures import FIGURES
 from bam_exp.reports.layout import EMPTY, INTERVAL, Column, columns_of, ours_text
 from bam_exp.reports.notes import footnotes_of, sentences_of
+from bam_exp.reports.render import render
 from bam_exp.reports.report import Report, ReportRow
 from bam_exp.reports.statistics import CONFIDENCE
-from bam_exp.reports.render import render
 
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from bam_exp.config import NAMED
 from bam_exp.errors import ConfigError
 from bam_exp.reports.facts import RowFacts, row_facts
+from bam_exp.runs import store
 from bam_exp.runs.store import Line, name_of
 from bam_exp.tables import Table
 
@@ -62,25 +63,19 @@ class RowLines:
     names: Mapping[str, str]
     lines: list[Line] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    outdated: list[str] = field(default_factory=list)
+    """Why figures of an earlier version are not what this version would measure."""
 
     def values(self, figure: str) -> list[float]:
         """A figure of each run that has it."""
         return [float(line[figure]) for line in self.lines if line.get(figure)]
 
 
-def own_lines(facts: RowFacts, names: Mapping[str, str], index: StoreIndex) -> RowLines:
-    """The runs of these names whose fingerprints are those of the row."""
-    row = RowLines(names)
-    for line in index.of(names):
-        if line["fingerprint"] != facts.fingerprint(int(line["seed"])):
-            row.remarks.append(
-                f"Stale, not in the table: {name_of(line)} was run with other settings than this version's."
-            )
-        elif line["error"]:
-            row.remarks.append(f"FAILED: {name_of(line)}: {line['error']}")
-        else:
-            row.lines.append(line)
-    return row
+def own_lines(facts: RowFacts, index: StoreIndex) -> RowLines:
+    """The runs of a row whose settings are those of its config."""
+    standing, remarks = store.lines_of(facts.run, index.of(facts.names))
+    outdated = list(dict.fromkeys(reason for _, reason in standing if reason))
+    return RowLines(facts.names, [line for line, _ in standing], remarks, outdated)
 
 
 def unchecked_lines(names: Mapping[str, str], index: StoreIndex) -> RowLines:
@@ -101,8 +96,8 @@ def lines_of(
     table: Table, facts: Sequence[RowFacts], variant: Variant, index: StoreIndex
 ) -> tuple[list[RowLines], str]:
     """For each row of a table its runs, and a remark if they cannot be checked against a config (else an empty string)."""
-    names = [{**of_row.names, **variant} for of_row in facts]
     if variant:
+        names = [{**of_row.names, **variant} for of_row in facts]
         extra = index.overrides_of(variant)
         try:
             facts = [row_facts(row, extra) for row in table.rows]
@@ -110,4 +105,4 @@ def lines_of(
             reason = str(error).partition(" (")[0].partition(";")[0]
             unchecked = f"Taken from the store unchecked, the newest run of each seed: {reason}."
             return [unchecked_lines(of_row, index) for of_row in names], unchecked
-    return [own_lines(*pair, index) for pair in zip(facts, names, strict=True)], ""
+    return [own_lines(of_row, index) for of_row in facts], ""

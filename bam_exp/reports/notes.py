@@ -17,6 +17,7 @@ def sentences_of(report: Report) -> list[str]:
         *_pairs(report),
         *([report.unchecked] if report.unchecked else []),
         *report.remarks,
+        *_outdated(report),
         *_counting(report),
         *report.table.remarks,
     ]
@@ -125,6 +126,17 @@ def _power(report: Report, comparisons: int) -> list[str]:
         f"The standard deviation between seeds, pooled over the rows, is {deviation:.2f} points ({freedom} degrees of "
         f"freedom). To show a gain of one point with a power of 80 % takes {takes}."
     ]
+
+
+def _outdated(report: Report) -> Iterable[str]:
+    """Why figures of earlier versions are not what this version would measure, and in which rows they stand."""
+    reasons = dict.fromkeys(reason for row in report.rows for reason in row.outdated)
+    for reason in reasons:
+        labels = [report.full_label(row) for row in report.rows if reason in row.outdated]
+        where = (
+            "every row that has figures" if len(labels) == sum(row.n > 0 for row in report.rows) else ", ".join(labels)
+        )
+        yield f"Figures of an earlier version: {reason}. They stand in {where}."
 
 
 def _counting(report: Report) -> list[str]:

@@ -1,7 +1,7 @@
 """A report: a table with our figures beside the paper's, as a value from which every output format is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import mean, stdev
 
 from bam_exp.config import NAMED
@@ -73,6 +73,8 @@ class ReportRow:
     """The answers of its only run against those of the baseline's only run, where both have the same seed."""
     note: str = ""
     """On its runs as a whole."""
+    outdated: Sequence[str] = ()
+    """Why figures of an earlier version are not what this version would measure."""
 
     @property
     def n(self) -> int:
@@ -144,26 +146,37 @@ class Report:
         return "--".join([self.table.name, *self.variant.values()])
 
 
-def make_report(
-    table: Table, facts: Sequence[RowFacts], index: StoreIndex, variant: Variant, counts: Counts, answers: Answers
-) -> Report:
-    """The report of a table, or of a variant of it, from the lines of the store.
+@dataclass(frozen=True)
+class Sources:
+    """What reports are made from."""
 
-    Args:
-        facts: of the table's rows, in order.
-        counts: the counts so far; tables share networks.
-    """
-    lines, unchecked = lines_of(table, facts, variant, index)
+    index: StoreIndex
+    answers: Answers
+    counts: Counts = field(default_factory=dict)
+    """The counts so far; tables share networks."""
+
+
+def make_report(table: Table, facts: Sequence[RowFacts], variant: Variant, sources: Sources) -> Report:
+    """The report of a table, or of a variant of it; `facts` are those of the table's rows, in order."""
+    lines, unchecked = lines_of(table, facts, variant, sources.index)
     rows = []
     for row, of_row, runs in zip(table.rows, facts, lines, strict=True):
-        counted = _counted_in_store(table, row, runs) if "data" in variant else _counted(table, row, counts)
+        counted = _counted_in_store(table, row, runs) if "data" in variant else _counted(table, row, sources.counts)
         cells = {**counted, **_measured(table, row, runs)}
-        ordered = {name: cells[name] for name in table.columns}
         rows.append(
-            ReportRow(row.name, row.label, runs.names, of_row.attention, ordered, runs.lines, note=_mixed(runs))
+            ReportRow(
+                row.name,
+                row.label,
+                runs.names,
+                of_row.attention,
+                {name: cells[name] for name in table.columns},
+                runs.lines,
+                note=_mixed(runs),
+                outdated=runs.outdated,
+            )
         )
     remarks = [remark for runs in lines for remark in runs.remarks]
-    rows = _with_pairs(_with_gains(rows, table.metric), answers)
+    rows = _with_pairs(_with_gains(rows, table.metric), sources.answers)
     return Report(table, variant, rows, list(dict.fromkeys(remarks)), unchecked)
 
 
@@ -242,17 +255,17 @@ def _with_gains(rows: Sequence[ReportRow], metric: str) -> list[ReportRow]:
 def _with_pairs(rows: Sequence[ReportRow], answers: Answers) -> list[ReportRow]:
     """The rows with a paired test where row and baseline have a single run, of the same seed, whose answers are known."""
     named = {row.name: row for row in rows}
-    paired = []
-    for row in rows:
-        base = named.get(row.baseline or "")
-        if base is not None and row.n == base.n == 1:
-            ours, theirs = row.lines[0], base.lines[0]
-            if all(ours[key] == theirs[key] for key in ("seed", "test_images")):
-                bits, base_bits = answers.of(ours), answers.of(theirs)
-                if bits is not None and base_bits is not None:
-                    row = replace(row, paired=mcnemar(bits, base_bits, int(ours["test_images"])))
-        paired.append(row)
-    return paired
+    return [replace(row, paired=_paired(row, named[row.baseline], answers)) if row.baseline else row for row in rows]
+
+
+def _paired(row: ReportRow, base: ReportRow, answers: Answers) -> McNemar | None:
+    if row.n != 1 or base.n != 1:
+        return None
+    ours, theirs = row.lines[0], base.lines[0]
+    if any(ours[key] != theirs[key] for key in ("seed", "test_images")):
+        return None
+    bits, base_bits = answers.of(ours), answers.of(theirs)
+    return mcnemar(bits, base_bits, int(ours["test_images"])) if bits and base_bits else None
 
 
 def _network(row: ReportRow) -> tuple[str, ...]:
@@ -260,9 +273,13 @@ def _network(row: ReportRow) -> tuple[str, ...]:
 
 
 def _unlike(row: ReportRow, base: ReportRow) -> str:
-    """A note on a gain between runs of different precision, or an empty string."""
+    """A note on a gain between runs of different precision or of different versions, or an empty string."""
     ours, theirs = ({line["precision"] for line in one.lines} for one in (row, base))
-    if not ours or not theirs or ours == theirs:
+    if not ours or not theirs:
         return ""
-    own, other = (", ".join(sorted(precisions)) for precisions in (ours, theirs))
-    return f"computed in {own}, its baseline in {other}: the gain is not of the attention alone"
+    if ours != theirs:
+        own, other = (", ".join(sorted(precisions)) for precisions in (ours, theirs))
+        return f"computed in {own}, its baseline in {other}: the gain is not of the attention alone"
+    if row.outdated != base.outdated:
+        return "it or its baseline has figures of an earlier version: the gain is not of the attention alone"
+    return ""

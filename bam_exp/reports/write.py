@@ -9,21 +9,18 @@ from filelock import FileLock
 
 from bam_exp.config import composing
 from bam_exp.files import clear_parts, read_json, write_atomically
+from bam_exp.reports import FORMATS
 from bam_exp.reports.answers import Answers
-from bam_exp.reports.counts import Counts
 from bam_exp.reports.facts import row_facts
 from bam_exp.reports.html import html
 from bam_exp.reports.latex import latex
 from bam_exp.reports.lines import StoreIndex
 from bam_exp.reports.markdown import markdown
 from bam_exp.reports.plots import pictures_of, png, svg
-from bam_exp.reports.report import Cell, Report, ReportRow, make_report
+from bam_exp.reports.report import Cell, Report, ReportRow, Sources, make_report
 from bam_exp.runs.folder import RESULT
 from bam_exp.runs.store import collect, name_of
 from bam_exp.tables import NOT_TRAINED, load_table, table_names
-
-FORMATS = ("md", "csv", "tex", "html", "plots")
-"""The formats that a report is written in."""
 
 
 def main(
@@ -45,12 +42,12 @@ def main(
     results.mkdir(parents=True, exist_ok=True)
     with FileLock(results / ".lock"), composing():
         clear_parts(results)
-        index, counts, answers = StoreIndex(collect(Path(output_dir))), Counts(), Answers(Path(output_dir))
+        sources = Sources(StoreIndex(collect(Path(output_dir))), Answers(Path(output_dir)))
         for name in names or table_names():
             if load_table(name).task in NOT_TRAINED:
                 print(f"{name}: a table of detectors, which this version declares but does not train")
                 continue
-            for report in _reports(name, index, counts, answers):
+            for report in _reports(name, sources):
                 if not names and not report.used:
                     continue
                 written = _write(report, Path(output_dir), formats)
@@ -59,12 +56,12 @@ def main(
     return 0
 
 
-def _reports(name: str, index: StoreIndex, counts: Counts, answers: Answers) -> Iterator[Report]:
+def _reports(name: str, sources: Sources) -> Iterator[Report]:
     """The report of a table, and those of its variants."""
     table = load_table(name)
     facts = [row_facts(row) for row in table.rows]
-    for variant in [{}, *index.variants(facts)]:
-        yield make_report(table, facts, index, variant, counts, answers)
+    for variant in [{}, *sources.index.variants(facts)]:
+        yield make_report(table, facts, variant, sources)
 
 
 def _stands_in(run: Mapping[str, str], report: Report) -> bool:
