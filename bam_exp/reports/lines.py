@@ -75,7 +75,7 @@ def own_lines(facts: RowFacts, index: StoreIndex) -> RowLines:
     """The runs of a row whose settings are those of its config."""
     standing, remarks = store.lines_of(facts.run, index.of(facts.names))
     outdated = list(dict.fromkeys(reason for _, reason in standing if reason))
-    return RowLines(facts.names, [line for line, _ in standing], remarks, outdated)
+    return RowLines(facts.names, [dict(line) for line, _ in standing], remarks, outdated)
 
 
 def unchecked_lines(names: Mapping[str, str], index: StoreIndex) -> RowLines:

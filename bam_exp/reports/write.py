@@ -11,13 +11,14 @@ from bam_exp.config import composing
 from bam_exp.files import clear_parts, read_json, write_atomically
 from bam_exp.reports import FORMATS
 from bam_exp.reports.answers import Answers
+from bam_exp.reports.assemble import Sources, make_report
 from bam_exp.reports.facts import row_facts
 from bam_exp.reports.html import html
 from bam_exp.reports.latex import latex
 from bam_exp.reports.lines import StoreIndex
 from bam_exp.reports.markdown import markdown
 from bam_exp.reports.plots import pictures_of, png, svg
-from bam_exp.reports.report import Cell, Report, ReportRow, Sources, make_report
+from bam_exp.reports.report import Cell, Report, ReportRow
 from bam_exp.runs.folder import RESULT
 from bam_exp.runs.store import collect, name_of
 from bam_exp.tables import NOT_TRAINED, load_table, table_names
