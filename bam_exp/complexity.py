@@ -13,6 +13,8 @@ class Complexity:
 
     params: int
     macs: int
+    activations: int = 0
+    """Numbers that the convolutions and linear layers put out for one image."""
 
 
 def complexity(network: nn.Module, size: int, *, count_bias: bool = False) -> Complexity:
@@ -21,15 +23,16 @@ def complexity(network: nn.Module, size: int, *, count_bias: bool = False) -> Co
     1 multiply-accumulate = 1, as in the paper (docs/faithfulness.md). With `count_bias` the additions of the
     convolutions' biases count too, as the paper's figures for SqueezeNet demand.
     """
-    biases = 0
+    biases = activations = 0
 
-    def add_bias(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        nonlocal biases
-        if getattr(module, "bias", None) is not None:
+    def count(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        nonlocal biases, activations
+        activations += output.numel()
+        if count_bias and getattr(module, "bias", None) is not None:
             biases += output.numel()
 
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)] if count_bias else []
-    handles = [layer.register_forward_hook(add_bias) for layer in layers]
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
     was_training = network.training
     network.eval()
     try:
@@ -39,4 +42,6 @@ def complexity(network: nn.Module, size: int, *, count_bias: bool = False) -> Co
         network.train(was_training)
         for handle in handles:
             handle.remove()
-    return Complexity(sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2 + biases)
+    return Complexity(
+        sum(p.numel() for p in network.parameters()), counter.get_total_flops() // 2 + biases, activations
+    )

@@ -42,9 +42,8 @@ def _report(names: Sequence[str], _overrides: Sequence[str], options: argparse.N
 def _plan(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports.plan import plan
 
-    return plan(
-        names or table_names(), overrides, options.output_dir, seconds_of(options.budget) if options.budget else None
-    )
+    budget = seconds_of(options.budget) if options.budget else None
+    return plan(names or table_names(), overrides, options.output_dir, budget, measured=options.measure)
 
 
 def _status(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
@@ -103,6 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--all", action="store_true", help="write results/README.md, the state of every table, too")
     plan = add("plan", _plan, "what would run, what is done, and the cost", overrides=True, folder=True)
     plan.add_argument("--budget", metavar="25m", help="pick the runs that fit into this time, most informative first")
+    plan.add_argument(
+        "--measure", action="store_true", help="time twenty training steps of each network that is missing"
+    )
     status = add("status", _status, "rows by seeds: the state of each run", overrides=True, folder=True)
     status.add_argument("--watch", action="store_true", help="refresh every two seconds until Ctrl-C")
     return parser

@@ -30,7 +30,9 @@ def make_report(table: Table, facts: Sequence[RowFacts], variant: Variant, sourc
     lines, unchecked = lines_of(table, facts, variant, sources.index)
     rows = []
     for row, of_row, runs in zip(table.rows, facts, lines, strict=True):
-        counted = _counted_in_store(table, row, runs) if "data" in variant else _counted(table, row, sources.counts)
+        counted = (
+            _counted_in_store(table, row, runs) if "data" in variant else _counted(table, row, of_row, sources.counts)
+        )
         cells = {**counted, **_measured(table, row, runs)}
         rows.append(
             ReportRow(
@@ -49,11 +51,11 @@ def make_report(table: Table, facts: Sequence[RowFacts], variant: Variant, sourc
     return Report(table, variant, rows, list(dict.fromkeys(remarks)), unchecked)
 
 
-def _counted(table: Table, row: Row, counts: Counts) -> dict[str, Cell]:
+def _counted(table: Table, row: Row, facts: RowFacts, counts: Counts) -> dict[str, Cell]:
     names = [name for name in table.columns if name in COUNTED]
     if not names:
         return {}
-    own, as_printed = row_counts(row, counts)
+    own, as_printed = row_counts(row, facts, counts)
     ours = {"params": own.params, "gflops": as_printed.macs}
     return {name: Cell(FIGURES[name], row.paper.get(name), ours[name], note=row.notes.get(name, "")) for name in names}
 

@@ -39,10 +39,10 @@ def agrees(printed: str, ours: int) -> bool:
     return (Decimal(ours) / unit).quantize(number, rounding=ROUND_HALF_UP) == number
 
 
-def row_cost(row: Row, overrides: Sequence[str]) -> tuple[Complexity, int]:
-    """The complexity of a row with overrides, and the number of images in an epoch."""
+def row_cost(row: Row, overrides: Sequence[str]) -> tuple[Complexity, int, int]:
+    """The complexity of a row with overrides, and the number of images in an epoch and in a test."""
     data, network, _ = build_on_meta(row.chosen(overrides))
-    return complexity(network, data.size), data.train_size
+    return complexity(network, data.size), data.train_size, data.test_size
 
 
 @dataclass(frozen=True)

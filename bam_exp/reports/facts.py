@@ -37,7 +37,7 @@ def row_facts(row: Row, extra: Sequence[str] = ()) -> RowFacts:
     return RowFacts(run, {**defaults_of("attention", attention.factory), **attention.arguments})
 
 
-def row_counts(row: Row, counts: Counts) -> tuple[Complexity, Complexity]:
+def row_counts(row: Row, facts: RowFacts, counts: Counts) -> tuple[Complexity, Complexity]:
     """Parameters and multiply-accumulates of a row: of the network as it is trained, and as the paper counts for its table."""
-    chosen = row.chosen()
+    chosen = facts.run.chosen
     return count(chosen, {}, counts), count(chosen, row.counting, counts)

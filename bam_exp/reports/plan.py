@@ -1,72 +1,124 @@
 """`bam-tables plan`: what is missing of tables, and what it would cost."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
-from rich.table import Table as Grid
-
-from bam_exp.complexity import Complexity
+from bam_exp.build import make_machine
 from bam_exp.durations import duration
-from bam_exp.machine import Machine
-from bam_exp.reports.cost import Costs, disk
+from bam_exp.machine.world import available_cores
+from bam_exp.reports.cost import Costs, Estimate, Work, describe, disk
 from bam_exp.reports.counts import row_cost
+from bam_exp.reports.grid import print_grid
+from bam_exp.reports.measure import measure, measured_lines
 from bam_exp.reports.status import RunState, run_states, split_seeds
-from bam_exp.runs.store import collect
+from bam_exp.runs.run import Run
+from bam_exp.runs.store import Line, collect
+
+_MARKS = {"measured": "", "scaled": "~", "guess": "?"}
 
 
-def plan(table_names: Sequence[str], overrides: Sequence[str], output_dir: str, budget: float | None) -> int:
-    """Print what would run, without starting anything; with a budget in seconds, what fits into it."""
-    results = Path(output_dir) / "results" / "runs.csv"
-    lines = collect(Path(output_dir), write=False) if results.is_file() or (Path(output_dir) / "runs").is_dir() else []
-    costs = Costs(lines, Machine())
-    found = run_states(table_names, overrides, output_dir)
-    counted: dict[str, tuple[Complexity, int]] = {}
-    grid = Grid("run", "", "state", "time", "disk", title=f"what {', '.join(table_names)} would need on {costs.device}")
-    total, unknown, space = 0.0, 0, 0
-    missing: list[tuple[RunState, float | None]] = []
-    for one in found:
-        if one.state in ("done", "running", "stale"):
-            grid.add_row(one.run.name, one.row.label, f"{one.state}: {one.detail}", "", "")
-            continue
-        if one.row.name not in counted:
-            counted[one.row.name] = row_cost(one.row, split_seeds(overrides)[1])
-        cost, train_size = counted[one.row.name]
-        seconds = costs.seconds(one.run, cost, train_size)
-        missing.append((one, seconds))
-        total, unknown, space = total + (seconds or 0), unknown + (seconds is None), space + disk(cost)
-        state = one.state + (f": {one.detail}" if one.detail else "")
-        grid.add_row(
-            one.run.name,
-            one.row.label,
-            state,
-            "?" if seconds is None else duration(seconds),
-            f"{disk(cost) / 1e6:.0f} MB",
+@dataclass(frozen=True)
+class Missing:
+    """A run that is not done, and what it would take."""
+
+    state: RunState
+    work: Work
+    estimate: Estimate
+
+
+def plan(
+    table_names: Sequence[str],
+    overrides: Sequence[str],
+    output_dir: str,
+    budget: float | None,
+    *,
+    measured: bool = False,
+) -> int:
+    """Print what would run, without starting anything; with a budget in seconds, what fits into it.
+
+    With `measured`, each network that is missing is trained for twenty steps first, to time them.
+    """
+    states = run_states(table_names, overrides, output_dir)
+    todo = [state for state in states if state.state not in ("done", "running", "stale")]
+    works = _works(todo, overrides)
+    if measured:
+        measure({works[state.row.name].network: state.run for state in todo}, Path(output_dir))
+    device = device_of(states[0].run) if states else {}
+    costs = Costs(_lines(Path(output_dir)), device)
+    missing = [Missing(state, works[state.row.name], costs.estimate(works[state.row.name])) for state in todo]
+    by_name = {one.state.run.name: one for one in missing}
+    rows = []
+    for state in states:
+        detail = state.state + (f": {state.detail}" if state.detail else "")
+        one = by_name.get(state.run.name)
+        cells = (_MARKS[one.estimate.source] + duration(one.estimate.seconds), _megabytes(one)) if one else ("", "")
+        rows.append((state.row.label, f"seed {state.run.seed}", detail, *cells))
+    if states:
+        print_grid(
+            f"What {', '.join(table_names)} would need on {describe(device)}",
+            ("row", "", "state", "time", "disk"),
+            rows,
         )
-    Console(width=max(100, Console().width)).print(grid)
-    guess = (
-        f", {duration(total)}"
-        if not unknown
-        else f"; the time of {unknown} is not known, none like it was run on this device"
-    )
-    print(f"{len(found)} runs: {len(found) - len(missing)} done, running or stale; {len(missing)} to run{guess}")
-    print(f"disk while they train: {space / 1e9:.1f} GB")
+    _sum_up(len(states), missing)
     if budget is not None:
         _pick(missing, budget)
     return 0
 
 
-def _pick(missing: Sequence[tuple[RunState, float | None]], budget: float) -> None:
+def device_of(run: Run) -> Mapping[str, Any]:
+    """The device on which a run would be computed here, as results describe it."""
+    machine = make_machine(run.chosen)
+    return {**machine.description(), "threads": machine.threads or available_cores()}
+
+
+def _works(states: Sequence[RunState], overrides: Sequence[str]) -> dict[str, Work]:
+    """The work of each row that is missing."""
+    works: dict[str, Work] = {}
+    for state in states:
+        if state.row.name not in works:
+            cost, train_size, test_size = row_cost(state.row, split_seeds(overrides)[1])
+            works[state.row.name] = Work.of(state.run, cost, train_size, test_size)
+    return works
+
+
+def _lines(output_dir: Path) -> list[Line]:
+    """The lines of finished runs and of measured steps, if there are any."""
+    stored = (output_dir / "results" / "runs.csv").is_file() or (output_dir / "runs").is_dir()
+    return [*(collect(output_dir, write=False) if stored else []), *measured_lines(output_dir)]
+
+
+def _megabytes(one: Missing) -> str:
+    return f"{disk(one.work.cost) / 1e6:.0f} MB"
+
+
+def _sum_up(count: int, missing: Sequence[Missing]) -> None:
+    total = sum(one.estimate.seconds for one in missing)
+    guess = f", {duration(total)}" if missing else ""
+    print(f"{count} runs: {count - len(missing)} done, running or stale; {len(missing)} to run{guess}")
+    for source, words in {
+        "scaled": "~ is scaled from the measured steps of other networks",
+        "guess": "? is a rough guess from FLOPs, bytes and the device's peaks, by a factor of two either way; --measure times it",
+    }.items():
+        number = sum(one.estimate.source == source for one in missing)
+        if number:
+            print(f"{words} ({number} of {len(missing)})")
+    print(f"disk while they train: {sum(disk(one.work.cost) for one in missing) / 1e9:.1f} GB")
+
+
+def _pick(missing: Sequence[Missing], budget: float) -> None:
     """Print the commands of the runs that fit a budget: first seeds first, baselines first, then in the table's order."""
-    order = sorted(missing, key=lambda pair: (pair[0].run.seed, pair[0].run.names["attention"] != "none"))
+    order = sorted(missing, key=lambda one: (one.state.run.seed, one.state.run.names["attention"] != "none"))
     left, picked = budget, []
-    for one, seconds in order:
-        if seconds is not None and seconds <= left:
-            left -= seconds
+    for one in order:
+        if one.estimate.seconds <= left:
+            left -= one.estimate.seconds
             picked.append(one)
     if not picked:
-        print(f"nothing that is missing is known to fit into {duration(budget)}")
+        print(f"nothing that is missing fits into {duration(budget)}")
         return
-    print(f"{len(picked)} of them fit into {duration(budget)} ({duration(budget - left)}):")
+    rough = " by guess" if any(one.estimate.source == "guess" for one in picked) else ""
+    print(f"{len(picked)} of them fit into {duration(budget)} ({duration(budget - left)}{rough}):")
     for one in picked:
-        print(f"  {one.run.command}")
+        print(f"  {one.state.run.command}")

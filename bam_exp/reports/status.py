@@ -9,11 +9,13 @@ from typing import cast
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table as Grid
+from rich.text import Text
 
 from bam_exp.config import parse_overrides, swept_values
 from bam_exp.durations import duration
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
+from bam_exp.reports.grid import make_grid
 from bam_exp.runs.folder import failure_of, has_checkpoint, read_progress, result_of
 from bam_exp.runs.lock import is_running
 from bam_exp.runs.run import Run, as_override, run_of
@@ -110,30 +112,29 @@ def status(table_names: Sequence[str], overrides: Sequence[str], output_dir: str
     """Print rows by seeds with the state of each run, once or until Ctrl-C; 1 if a run has failed, else 0."""
 
     def show() -> tuple[Grid, list[RunState]]:
-        found = run_states(table_names, overrides, output_dir)
-        grid = Grid("run", "", "state", "", title=f"{', '.join(table_names)} in {Path(output_dir).resolve()}")
-        for one in found:
-            grid.add_row(
-                one.run.name, one.row.label, f"[{_MARKS[one.state]}]{one.state}", one.detail.replace("[", r"\[")
-            )
-        counts = {state: sum(one.state == state for one in found) for state in _MARKS}
+        states = run_states(table_names, overrides, output_dir)
+        rows = [
+            (one.row.label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail) for one in states
+        ]
+        grid = make_grid(f"{', '.join(table_names)} in {Path(output_dir).resolve()}", ("row", "", "state", ""), rows)
+        counts = {state: sum(one.state == state for one in states) for state in _MARKS}
         grid.caption = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        return grid, found
+        grid.caption_justify = "left"
+        return grid, states
 
-    console = Console(width=max(100, Console().width))
-    grid, found = show()
+    grid, states = show()
     if not watch:
-        console.print(grid)
+        Console().print(grid)
     else:
-        _watch(console, show)
-    return 1 if any(one.state == "failed" for one in found) else 0
+        _watch(Console(), show)
+    return 1 if any(one.state == "failed" for one in states) else 0
 
 
 def _watch(console: Console, show: Callable[[], tuple[Grid, list[RunState]]]) -> None:
     try:
-        with Live(show()[0], console=console, refresh_per_second=1) as live:
+        with Live(show()[0], console=console, auto_refresh=False) as live:
             while True:
                 time.sleep(2)
-                live.update(show()[0])
+                live.update(show()[0], refresh=True)
     except KeyboardInterrupt:
         pass

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock
@@ -19,6 +19,7 @@ from bam_exp.reports.lines import StoreIndex
 from bam_exp.reports.markdown import markdown
 from bam_exp.reports.plots import pictures_of, png, svg
 from bam_exp.reports.report import Cell, Report, ReportRow
+from bam_exp.reports.state import state_line, state_page
 from bam_exp.runs.folder import RESULT
 from bam_exp.runs.store import collect, name_of
 from bam_exp.tables import NOT_TRAINED, load_table, table_names
@@ -44,25 +45,28 @@ def main(
     with FileLock(results / ".lock"), composing():
         clear_parts(results)
         sources = Sources(StoreIndex(collect(Path(output_dir))), Answers(Path(output_dir)))
-        for name in names or table_names():
-            if load_table(name).task in NOT_TRAINED:
+        states, variants = [], []
+        for name in table_names() if every else names or table_names():
+            table = load_table(name)
+            if table.task in NOT_TRAINED:
                 print(f"{name}: a table of detectors, which this version declares but does not train")
                 continue
-            for report in _reports(name, sources):
-                if not names and not report.used:
+            facts = [row_facts(row) for row in table.rows]
+            for variant in [{}, *sources.index.variants(facts)]:
+                report = make_report(table, facts, variant, sources)
+                if variant:
+                    variants.append(report)
+                elif every:
+                    states.append(state_line(table, facts, report, sources))
+                if name not in names and not report.used:
                     continue
                 written = _write(report, Path(output_dir), formats)
                 if not only or any(_stands_in(run, report) for run in only):
                     print(f"{markdown(report)}\n{results}: {', '.join(written)}\n")
+        if every:
+            write_atomically(results / "README.md", state_page(states, variants))
+            print(f"{results / 'README.md'}: the state of every table")
     return 0
-
-
-def _reports(name: str, sources: Sources) -> Iterator[Report]:
-    """The report of a table, and those of its variants."""
-    table = load_table(name)
-    facts = [row_facts(row) for row in table.rows]
-    for variant in [{}, *sources.index.variants(facts)]:
-        yield make_report(table, facts, variant, sources)
 
 
 def _stands_in(run: Mapping[str, str], report: Report) -> bool:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bam_exp.config import NAMED
@@ -18,13 +19,13 @@ from bam_exp.tasks import TASKS
 _METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
 _HARDWARE = ("device", "cpu", "threads", "precision")
 COLUMNS = (
-    *NAMED, "seed", *_METRICS, "params", "macs", *_HARDWARE, "seconds_per_epoch", "peak_memory_mib",
+    *NAMED, "seed", *_METRICS, "params", "macs", *_HARDWARE, "seconds_per_epoch", "step_ms", "peak_memory_mib",
     "torch", "commit", "dirty", "fingerprint", "start", "end", "command", "error",
 )  # fmt: skip
 """The columns of results/runs.csv; the line of a failed run has its reason in `error` and no figures."""
 
 _REQUIRED = (*NAMED, "seed", "fingerprint", "command", "error")
-_NUMBERS = (*_METRICS, "params", "macs", "seconds_per_epoch", "peak_memory_mib")
+_NUMBERS = (*_METRICS, "params", "macs", "seconds_per_epoch", "step_ms", "peak_memory_mib")
 _SEED_FOLDER = re.compile(r"seed(\d+)")
 
 Line = dict[str, str]
@@ -181,10 +182,30 @@ def _line(folder: Path) -> Line | None:
         **content.get("metrics", {}),
         **content.get("hardware", {}),
         "torch": content.get("versions", {}).get("torch"),
+        "step_ms": _step_ms(content.get("times")),
         **names,
         "seed": names["seed"].removeprefix("seed"),
     }
     return {column: _text(flat.get(column)) for column in COLUMNS}
+
+
+def _step_ms(times: object) -> float | None:
+    """Median milliseconds of a training step over the epochs of a run, without the first step of each process."""
+    warm = []
+    for epoch in times if isinstance(times, list) else []:
+        mean = _positive(epoch, "step_ms")
+        seconds, first = _positive(epoch, "train_seconds"), _positive(epoch, "first_step_ms")
+        if mean and first and seconds:
+            steps = round(1000 * seconds / mean)
+            warm += [(1000 * seconds - first) / (steps - 1)] if steps > 1 else []
+        elif mean:
+            warm.append(mean)
+    return round(median(warm), 3) if warm else None
+
+
+def _positive(epoch: object, key: str) -> float | None:
+    value = epoch.get(key) if isinstance(epoch, dict) else None
+    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None
 
 
 def _text(value: object) -> str:

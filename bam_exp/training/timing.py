@@ -33,7 +33,12 @@ class Timing:
         self.seconds: list[float] = []
         """Wall time of the epochs of this process, including evaluation."""
         self.times: list[dict[str, float]] = []
-        """For each epoch: the seconds of its training, those of them spent waiting for data, and the milliseconds of a step."""
+        """For each epoch: the seconds of its training, those of them spent waiting for data, and the milliseconds of a step.
+
+        The first epoch of a process also has its `first_step_ms`, in which kernels are chosen, compiled or loaded.
+        """
+        self._first_step_ms: float | None = None
+        self._cold = True
         self.spent = Spent()
 
     def start(self, loader: Batches) -> None:
@@ -51,6 +56,8 @@ class Timing:
         """Count the time since the last step."""
         now, waited = time.monotonic(), self.loader.waited
         self.spent.seconds += now - self._counted
+        if self._cold:
+            self._cold, self._first_step_ms = False, round(1000 * (now - self._counted), 3)
         self.spent.waited += waited - self._waited
         self.spent.steps += 1
         self._counted, self._waited = now, waited
@@ -65,6 +72,8 @@ class Timing:
                 "step_ms": round(1000 * self.spent.seconds / max(1, self.spent.steps), 3),
             }
         )
+        if self._first_step_ms is not None:
+            self.times[-1]["first_step_ms"], self._first_step_ms = self._first_step_ms, None
 
     def state_dict(self) -> dict[str, Any]:
         """The times so far, for a checkpoint."""

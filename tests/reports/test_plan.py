@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import Command
+from conftest import TINY, Command
 from filelock import FileLock
 
 from bam_exp.durations import seconds_of
@@ -14,33 +14,63 @@ from bam_exp.machine import Machine
 from reports.test_report import fake_result
 
 
-def measured_here(folder: Path, seconds_per_epoch: float) -> None:
-    """Make a finished run one that was measured on this machine."""
+def measured_here(folder: Path, step_ms: float, epochs: int = 2) -> None:
+    """Make a finished run one that was measured on this machine: its first step took a second, each other `step_ms`."""
+    from bam_exp.machine.world import available_cores
+
     result = json.loads((folder / "result.json").read_text())
-    here = Machine().description()
-    (folder / "result.json").write_text(
-        json.dumps({**result, "hardware": here, "seconds_per_epoch": seconds_per_epoch, "macs": 1_304_700_000})
-    )
+    hardware = {**Machine().description(), "threads": available_cores()}
+    epoch = {"train_seconds": 391 * step_ms / 1000, "data_wait_seconds": 0.0, "step_ms": step_ms}
+    slower = (391 * step_ms + 1000 - step_ms) / 391
+    first = {**epoch, "train_seconds": 391 * slower / 1000, "step_ms": slower, "first_step_ms": 1000.0}
+    times = [first, *[epoch] * (epochs - 1)]
+    content = {**result, "hardware": hardware, "times": times, "macs": 1_304_700_000}
+    (folder / "result.json").write_text(json.dumps(content))
 
 
-def test_a_plan_starts_nothing_and_names_what_is_missing(bam_tables: Command, tmp_path: Path) -> None:
+def test_a_plan_starts_nothing_and_guesses_before_anything_is_measured(bam_tables: Command, tmp_path: Path) -> None:
     ended = bam_tables("plan", "table1a", "seed=0")
     assert ended.code == 0
     assert "8 runs: 0 done, running or stale; 8 to run" in ended.out
-    assert "the time of 8 is not known" in ended.out
+    assert "? is a rough guess from FLOPs, bytes and the device's peaks" in ended.out
+    assert "(8 of 8)" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 120
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plan_estimates_from_measured_runs_and_picks_for_a_budget(bam_tables: Command, tmp_path: Path) -> None:
-    measured_here(fake_result(tmp_path, 20.0), 2.0)
+def test_a_plan_estimates_from_measured_steps_and_picks_for_a_budget(bam_tables: Command, tmp_path: Path) -> None:
+    measured_here(fake_result(tmp_path, 20.0), 5.0)
     ended = bam_tables("plan", "table1a", "seed=0,1", "--budget", "25m")
     assert ended.code == 0
     assert "16 runs: 1 done" in ended.out
     commands = [line.strip() for line in ended.out.splitlines() if line.startswith("  bam-train ")]
-    # 300 epochs of 2 s are 10 minutes; the baseline has 0.94 of the multiply-accumulates: two runs fit, the baseline first
+    # 300 epochs of 391 steps of 5 ms and 79 test steps of a third of that are 10 min 26 s; the baseline has 0.94 of the
+    # multiply-accumulates: two runs fit, the baseline first
     assert len(commands) == 2
     assert "attention=none" in commands[0]
     assert commands[0].endswith("seed=0")
+    assert "10 min" in ended.out
+    assert "~ is scaled from the measured steps of other networks (14 of 15)" in ended.out
+
+
+def test_a_step_time_leaves_out_the_first_step_and_the_length_of_the_run(tmp_path: Path) -> None:
+    """A run of a single epoch gives the step time of a longer one."""
+    from bam_exp.runs.store import collect
+
+    measured_here(fake_result(tmp_path, 20.0, seed=0), 5.0, epochs=1)
+    measured_here(fake_result(tmp_path, 20.0, seed=1), 5.0, epochs=9)
+    assert [float(line["step_ms"]) for line in collect(tmp_path, write=False)] == pytest.approx([5.0, 5.0], abs=0.01)
+
+
+def test_steps_of_another_precision_or_of_other_threads_do_not_count() -> None:
+    from bam_exp.reports.cost import Costs
+
+    here = {"device": "CPU", "cpu": "TestCPU", "threads": 2, "precision": "float32"}
+    line = {**{key: str(value) for key, value in here.items()}, "data": "cifar100-train_size400", "backbone": "resnet50",
+            "attention": "none", "batch_size": "128", "step_ms": "7.5", "macs": "1000"}  # fmt: skip
+    assert Costs([line], here).steps == {(("cifar100", "resnet50", "none"), 128): [7.5]}
+    for key, value in (("precision", "bfloat16"), ("threads", "4"), ("cpu", "Other"), ("step_ms", "")):
+        assert Costs([{**line, key: value}], here).steps == {}
 
 
 def test_a_plan_names_stale_runs_with_the_reason(bam_tables: Command, tmp_path: Path) -> None:
@@ -90,3 +120,28 @@ def test_a_budget_without_a_unit_is_refused(bam_tables: Command) -> None:
     ended = bam_tables("plan", "table1a", "--budget", "25")
     assert ended.code == 2
     assert "25m" in ended.err
+
+
+def test_measuring_times_the_real_command_and_leaves_no_run_behind(tmp_path: Path) -> None:
+    """After it, the plan of the same network, on more images and for more epochs, is a measured one."""
+    from bam_exp.reports.cost import Costs, Work
+    from bam_exp.reports.counts import row_cost
+    from bam_exp.reports.measure import measure, measured_lines
+    from bam_exp.reports.plan import device_of
+    from bam_exp.runs import run_of
+    from bam_exp.tables import load_table
+
+    row = load_table("demo").rows[0]
+    short = run_of(row, 0, [*TINY, f"output_dir={tmp_path}"])
+    network = ("shapes", short.names["backbone"], "none")
+    measure({network: short}, tmp_path)
+    assert not (tmp_path / "runs").exists()
+    [line] = measured_lines(tmp_path)
+    assert float(line["step_ms"]) > 0
+
+    extra = ["recipe.batch_size=32", "trainer.threads=1", "trainer.device=cpu"]
+    run = run_of(row, 0, extra)
+    work = Work.of(run, *row_cost(row, extra))
+    estimate = Costs([line], device_of(run)).estimate(work)
+    assert (work.network, estimate.source) == (network, "measured")
+    assert estimate.seconds == pytest.approx((work.train_steps + work.test_steps / 3) * float(line["step_ms"]) / 1000)

@@ -257,6 +257,8 @@ def test_a_sweep_over_a_table_ends_in_its_report(bam_train: Command, bam_tables:
     assert "5 runs: 0 done already, 5 to run" in ended.out
     assert "5 of 5 runs done" in ended.out
     assert (tmp_path / f"results/{NAME}.md").read_text() in ended.out
+    assert "\n# Demo with data `shapes-train_size160-test_size40` and recipe `demo-epochs2`\n" in ended.out
+    assert ended.out.count("\n# ") == 1  # the table itself, in which nothing has been run, is not printed
     assert len(rows(tmp_path / f"results/{NAME}.csv")) == 5
     assert bam_tables("report", "demo").code == 0
     assert all(float(row["top1_error"]) > 0 for row in rows(tmp_path / f"results/{NAME}.csv").values())

@@ -1,0 +1,45 @@
+"""results/README.md: the state of every table, from the store."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bam_exp.build import build_data
+from bam_exp.durations import duration
+from bam_exp.reports.assemble import Sources
+from bam_exp.reports.cost import Costs, Work
+from bam_exp.reports.facts import RowFacts, row_counts
+from bam_exp.reports.render import render
+from bam_exp.reports.report import Report
+from bam_exp.tables import Table
+
+REFERENCE: Mapping[str, Any] = {"device": "NVIDIA H200", "cpu": "", "threads": 8, "precision": "bfloat16"}
+"""The device for which the page guesses times, so that it is the same wherever it is written."""
+
+
+def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources: Sources) -> dict[str, str]:
+    """A table's line on the page."""
+    costs = Costs([], REFERENCE)
+    seconds = 0.0
+    for row, of_row in {of_row.run.name: (row, of_row) for row, of_row in zip(table.rows, facts, strict=True)}.values():
+        data = build_data(of_row.run.chosen)
+        work = Work.of(of_row.run, row_counts(row, of_row, sources.counts)[0], data.train_size, data.test_size)
+        seconds += len(table.seeds) * costs.estimate(work).seconds
+    needs_data = "" if facts[0].run.names["data"].startswith(("shapes", "scenes")) else " data_root=DIR"
+    link = f"[{table.name}.md]({table.name}.md)" if report.used else f"`bam-train +experiment={table.name}{needs_data}`"
+    return {
+        "title": table.title.replace(" (not a table of the paper)", ""),
+        "size": f"{len(table.rows)} x {len(table.seeds)}",
+        "finished": f"{len(report.used)}",
+        "guess": duration(seconds),
+        "report": link,
+    }
+
+
+def state_page(tables: Sequence[Mapping[str, str]], variants: Sequence[Report]) -> str:
+    """The page."""
+    return render(
+        "README.md.j2",
+        tables=tables,
+        variants=[{"title": report.title, "stem": report.stem} for report in variants],
+        device=REFERENCE["device"],
+    )
