@@ -17,6 +17,8 @@ class Answers:
 
     def of(self, line: Line) -> bytes | None:
         """The bits of a run, packed as by numpy.packbits in the order of the test set; None where they were not recorded."""
+        if not line["test_images"].isdecimal():
+            return None
         kept = self.output_dir / "results" / "predictions" / f"{line['fingerprint']}.bin"
         expected = (int(line["test_images"]) + 7) // 8
         if kept.is_file() and len(bits := kept.read_bytes()) == expected:

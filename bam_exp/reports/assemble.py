@@ -64,7 +64,10 @@ def _counted_in_store(table: Table, row: Row, runs: RowLines) -> dict[str, Cell]
     """The counts that runs on other data recorded: with other classes or image sizes the network is another one."""
     ours: dict[str, float | None] = {"params": None, "gflops": None}
     if runs.lines:
-        ours = {"params": float(runs.lines[0]["params"]), "gflops": float(runs.lines[0]["macs"] or "nan")}
+        line = runs.lines[0]
+        ours = {
+            name: float(line[key]) if line[key] else None for name, key in (("params", "params"), ("gflops", "macs"))
+        }
     return {name: Cell(FIGURES[name], row.paper.get(name), ours[name]) for name in table.columns if name in COUNTED}
 
 

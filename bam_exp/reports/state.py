@@ -20,7 +20,8 @@ def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources:
     """A table's line on the page."""
     costs = Costs([], REFERENCE)
     seconds = 0.0
-    for row, of_row in {of_row.run.name: (row, of_row) for row, of_row in zip(table.rows, facts, strict=True)}.values():
+    distinct = {of_row.run.name: (row, of_row) for row, of_row in zip(table.rows, facts, strict=True)}
+    for row, of_row in distinct.values():
         data = build_data(of_row.run.chosen)
         work = Work.of(of_row.run, row_counts(row, of_row, sources.counts)[0], data.train_size, data.test_size)
         seconds += len(table.seeds) * costs.estimate(work).seconds
@@ -28,9 +29,9 @@ def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources:
     link = f"[{table.name}.md]({table.name}.md)" if report.used else f"`bam-train +experiment={table.name}{needs_data}`"
     return {
         "title": table.title.replace(" (not a table of the paper)", ""),
-        "size": f"{len(table.rows)} x {len(table.seeds)}",
+        "size": f"{len(distinct)} x {len(table.seeds)}",
         "finished": f"{len(report.used)}",
-        "guess": duration(seconds),
+        "guess": duration(seconds) if seconds < 7200 else f"{seconds / 3600:.0f} h",
         "report": link,
     }
 

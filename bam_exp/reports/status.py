@@ -40,9 +40,14 @@ def run_states(table_names: Sequence[str], overrides: Sequence[str], output_dir:
     Raises:
         ConfigError: if an override does not fit.
     """
+    return [RunState(row, run, *_state(run)) for row, run in _planned(table_names, overrides, output_dir)]
+
+
+def _planned(table_names: Sequence[str], overrides: Sequence[str], output_dir: str) -> list[tuple[Row, Run]]:
+    """The rows and runs of tables, each run once."""
     seeds, extra = split_seeds(overrides)
     extra.append(f"output_dir={as_override(output_dir)}")
-    found: dict[str, RunState] = {}
+    planned: dict[str, tuple[Row, Run]] = {}
     for name in table_names:
         table = load_table(name)
         if table.task in NOT_TRAINED:
@@ -51,9 +56,8 @@ def run_states(table_names: Sequence[str], overrides: Sequence[str], output_dir:
         for seed in seeds or table.seeds:
             for row, of_row in rows:
                 run = of_row.with_seed(seed)
-                if run.name not in found:
-                    found[run.name] = RunState(row, run, *_state(run))
-    return list(found.values())
+                planned.setdefault(run.name, (row, run))
+    return list(planned.values())
 
 
 def split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -111,8 +115,12 @@ _MARKS = {
 def status(table_names: Sequence[str], overrides: Sequence[str], output_dir: str, watch: bool) -> int:
     """Print rows by seeds with the state of each run, once or until Ctrl-C; 1 if a run has failed, else 0."""
 
+    planned = _planned(table_names, overrides, output_dir)
+    done: dict[str, RunState] = {}
+
     def show() -> tuple[Grid, list[RunState]]:
-        states = run_states(table_names, overrides, output_dir)
+        states = [done.get(run.name) or RunState(row, run, *_state(run)) for row, run in planned]
+        done.update({one.run.name: one for one in states if one.state == "done"})  # which does not change any more
         rows = [
             (one.row.label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail) for one in states
         ]

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -44,7 +45,10 @@ def main(
     results.mkdir(parents=True, exist_ok=True)
     with FileLock(results / ".lock"), composing():
         clear_parts(results)
-        sources = Sources(StoreIndex(collect(Path(output_dir))), Answers(Path(output_dir)))
+        store = collect(Path(output_dir))
+        for reason in store.unusable:
+            print(f"not in any table: {reason}", file=sys.stderr)
+        sources = Sources(StoreIndex(store), Answers(Path(output_dir)))
         states, variants = [], []
         for name in table_names() if every else names or table_names():
             table = load_table(name)
@@ -81,7 +85,7 @@ def _curves(report: Report, output_dir: Path) -> dict[str, list[list[float]]]:
         for line in row.lines:
             epochs = read_json(output_dir / "runs" / name_of(line) / RESULT).get("epochs")
             if isinstance(epochs, list) and all(isinstance(epoch, dict) for epoch in epochs):
-                tested = [float(epoch[key]) for epoch in epochs if key in epoch]
+                tested = [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
                 if len(tested) > 1:
                     curves.setdefault(row.name, []).append(tested)
     return curves

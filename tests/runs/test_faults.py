@@ -21,7 +21,7 @@ from conftest import TINY, Command, ready
 
 from bam_exp import tables
 from bam_exp.errors import Busy
-from bam_exp.reports import report
+from bam_exp.reports import write
 from bam_exp.runs import result_of
 from bam_exp.runs.store import collect
 from bam_exp.training.train import train
@@ -30,7 +30,7 @@ from bam_exp.training.train import train
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
-        "bam_exp.reports.report",
+        "bam_exp.reports.write",
         "bam_exp.training.train",
         "bam_exp.tasks.classifier",
         "runs.test_faults",
@@ -76,7 +76,7 @@ def write_reports(folder: str, times: int) -> None:
     quiet()
     tables.register(tables=["demo"])
     for _ in range(times):
-        assert report.main(["demo"], folder) == 0
+        assert write.main(["demo"], folder) == 0
 
 
 def table(folder: Path) -> bytes:
