@@ -97,10 +97,11 @@ def _sum_up(count: int, missing: Sequence[Missing]) -> None:
     total = sum(one.estimate.seconds for one in missing)
     guess = f", {duration(total)}" if missing else ""
     print(f"{count} runs: {count - len(missing)} done, running or stale; {len(missing)} to run{guess}")
-    for source, words in {
-        "scaled": "~ is scaled from the measured steps of other networks",
-        "guess": "? is a rough guess from FLOPs, bytes and the device's peaks, by a factor of two either way; --measure times it",
-    }.items():
+    meanings = {
+        "scaled": "~ scaled from the measured steps of other networks",
+        "guess": "? a rough guess, off by a factor of two either way; --measure times it",
+    }
+    for source, words in meanings.items():
         number = sum(one.estimate.source == source for one in missing)
         if number:
             print(f"{words} ({number} of {len(missing)})")
