@@ -21,10 +21,13 @@ RELEASED: dict[str, Any] = {"combine": "product", "norm": "released", "rounding"
 class LiteralBAM(BAM):
     """BAM as the authors' code writes it: both branches expanded to N x C x H x W, and `attention * x`.
 
-    The product lies as its first factor does, so what was channels_last leaves as N x C x H x W. For training mode.
+    The product has the memory format of its first factor, so a channels_last map leaves as N x C x H x W. It is for training mode.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        assert self.channel is not None
+        assert self.channel_norm is not None
+        assert self.spatial is not None
         channel = self.channel_norm(self.channel(F.avg_pool2d(x, x.shape[2:]).flatten(1)))[:, :, None, None].expand_as(
             x
         )
