@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bam_exp.build import make_machine
+from bam_exp.cpu import available_cores
 from bam_exp.durations import duration
-from bam_exp.machine.world import available_cores
 from bam_exp.reports.cost import Costs, Estimate, Work, describe, disk
 from bam_exp.reports.counts import row_cost
 from bam_exp.reports.grid import print_grid
