@@ -1,9 +1,9 @@
-"""What a command takes from its environment and command line before anything else: folders, packages, flags."""
+"""Folders, packages and flags that a command reads from its environment and command line before anything else."""
 
 import os
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from bam_exp.config import extra_folders, packages, use_folders
@@ -35,11 +35,12 @@ def use_environment(config_dir: str | None = None) -> None:
     for entry in entry_points(group=ENTRY_POINT):
         module = entry.value.partition(":")[0]
         try:
-            folders.append(Path(str(files(module))))
-        except (ImportError, TypeError) as error:
-            raise ConfigError(
-                f"{entry.name}: the entry point {ENTRY_POINT} names {module}, which is not there"
-            ) from error
+            spec = find_spec(module)
+        except ImportError:
+            spec = None
+        if spec is None or not spec.submodule_search_locations:
+            raise ConfigError(f"{entry.name}: the entry point {ENTRY_POINT} names {module}, which is no package")
+        folders.extend(map(Path, spec.submodule_search_locations))
         admitted.append(module.partition(".")[0])
     use_folders([*folders, *([Path(config_dir)] if config_dir else [])], admitted)
     if extra_folders():
