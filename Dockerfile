@@ -2,6 +2,6 @@
 # docker run --rm --gpus all --ipc host -v DIR:/data -v "$PWD":/work bam_exp bam-train +experiment=table1a data_root=/data
 FROM python:3.12-slim
 COPY . /opt/bam_exp
-RUN pip install --no-cache-dir -c /opt/bam_exp/constraints.txt /opt/bam_exp
+RUN pip install --no-cache-dir -c /opt/bam_exp/constraints.txt '/opt/bam_exp[train,slurm,export]'
 WORKDIR /work
 CMD ["bam-train", "--help"]
