@@ -1,17 +1,22 @@
 """From what was chosen to data set, network, task and machine: the only bridge between configs and the library."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from bam_exp import __version__
 from bam_exp.attention import attach
+from bam_exp.config.choices import NAMED
 from bam_exp.config.chosen import Chosen
 from bam_exp.config.targets import call
 from bam_exp.data.dataset import DataSet
 from bam_exp.errors import ConfigError
 from bam_exp.machine import Machine
 from bam_exp.tasks import Task
+from bam_exp.weights import Metadata, Preprocessing, check_weights
 
 
 class Parts(NamedTuple):
@@ -59,9 +64,39 @@ def build_on_meta(chosen: Chosen, *, classes: int | None = None) -> Parts:
 
     Raises:
         ConfigError: as `build`.
+        DataError: if the weights to start from or to test do not fit the network.
     """
     with torch.device("meta"):
-        return build(chosen, classes=classes)
+        parts = build(chosen, classes=classes)
+    if chosen.weights is not None:
+        check_weights(parts.network, chosen.weights, onto=True)
+    if chosen.evaluate is not None:
+        check_weights(parts.network, chosen.evaluate)
+    return parts
+
+
+def describe(chosen: Chosen, data: DataSet, *, source: str, overrides: Sequence[str], **measured: Any) -> Metadata:
+    """What a file of this network's weights says about itself.
+
+    Args:
+        source: where the weights come from.
+        overrides: of bam-train, that choose the network, its data and its recipe.
+        measured: further fields of `Metadata`.
+    """
+    preprocessing = None
+    if isinstance(mean := getattr(data, "mean", None), tuple):
+        preprocessing = Preprocessing(
+            resize=getattr(data, "resize", data.size), size=data.size, mean=mean, std=getattr(data, "std", None)
+        )
+    return Metadata(
+        source=source,
+        overrides=tuple(overrides),
+        config={group: chosen.group(group).settings for group in NAMED},
+        classes=tuple(data.class_names()),
+        preprocessing=preprocessing,
+        versions={"bam_exp": __version__, "torch": version("torch")},
+        **measured,
+    )
 
 
 def make_machine(chosen: Chosen) -> Machine:

@@ -8,6 +8,9 @@ from typing import Any
 
 from bam_exp.errors import WriteError
 
+WEIGHTS = "weights.safetensors"
+"""Name of the file of weights in the folder of a run."""
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; survives a power cut.

@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from bam_exp.machine.interruption import PARENT
 from bam_exp.machine.world import LAUNCHED
 from bam_exp.runs.folder import result_of
 from bam_exp.runs.run import Run
+from bam_exp.weights import Metadata, read_metadata
 
 _OWN_CONFIG = {"--config-name", "-cn", "--config-path", "-cp"}
 
@@ -49,7 +50,8 @@ def start(cfg: DictConfig) -> float | None:
         chosen = Chosen.of(cfg, state.runtime.choices)
         machine = make_machine(chosen)
         if chosen.evaluate is not None:
-            _evaluate(chosen, machine)
+            if machine.world.rank == 0:  # one process does it
+                _evaluate(chosen, list(state.overrides.task))
             return None
         parts = build_on_meta(chosen)
         run = Run.of(chosen, parts.data.digest)
@@ -80,16 +82,43 @@ def _continuing(machine: Machine) -> str | None:
     return None if PARENT in os.environ else shlex.join(["bam-train", *_typed])
 
 
-def _evaluate(chosen: Chosen, machine: Machine) -> None:
-    """Test weights and print the figures; one process does it."""
-    if machine.world.rank != 0:
-        return
+def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
+    """Test weights and print the figures, or name the classes of photos.
+
+    A file of weights says of which network they are and how it was tested; what the overrides say takes precedence.
+    """
+    assert chosen.evaluate is not None
+    metadata = read_metadata(chosen.evaluate)
+    if metadata is not None:
+        chosen = Chosen.of(config.compose(_overridden(metadata, overrides)))
+    machine = make_machine(chosen)
     machine.check_device()
+    build_on_meta(chosen)
+    if chosen.images:
+        from bam_exp.training.classify import classify
+
+        for path, classes in classify(chosen):
+            print(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes))
+        return
     from bam_exp.training.evaluate import evaluate
 
     figures = evaluate(chosen, machine)
     text = ", ".join(FIGURES[name].text(value) for name, value in figures.items() if name in FIGURES)
     say(f"{chosen.evaluate}: {text}  ({figures['images']:.0f} images of {chosen.data.name})", sys.stdout)
+
+
+def _overridden(metadata: Metadata, overrides: Sequence[str]) -> list[str]:
+    """The overrides of a file of weights, without what the user's override, and then the user's."""
+    typed = {str(override.key_or_group) for override in config.parse_overrides(overrides)}
+    if any(key.startswith("row/") for key in typed):  # a row chooses all groups
+        return list(overrides)
+    words = [*metadata.overrides, *([f"trainer.precision={metadata.precision}"] if metadata.precision else [])]
+    kept = []
+    for word in words:
+        key = word.partition("=")[0]
+        if key not in ("weights", "seed") and key not in typed and key.partition(".")[0] not in typed:
+            kept.append(word)
+    return [*kept, *overrides]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ GROUPS = ("data", "backbone", "attention", "recipe", "trainer")
 NAMED = ("data", "backbone", "attention", "recipe")
 """The groups that can change a number, in the order in which they name a run's folder. The trainer group is not among them."""
 
-SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate")
+SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate", "images")
 """The keys beside the groups in conf/config.yaml."""
 
 PATHS = ("data_root", "output_dir", "weights", "evaluate")

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
 from bam_exp.config.targets import Factory, call, defaults_of, find_target
 from bam_exp.errors import ConfigError
+from bam_exp.files import WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Chosen:
     """Weights to start from."""
     evaluate: Path | None
     """Weights to test; nothing is trained."""
+    images: tuple[Path, ...] = ()
+    """Photos whose classes the weights under test are to name."""
 
     @classmethod
     def of(cls, cfg: DictConfig, names: Mapping[str, str] | None = None) -> Self:
@@ -120,6 +123,7 @@ class Chosen:
             output_dir=_folder("output_dir", cfg.get("output_dir")),
             weights=_weights_file("weights", cfg.get("weights")),
             evaluate=_weights_file("evaluate", cfg.get("evaluate")),
+            images=_photos(cfg.get("images"), cfg.get("evaluate")),
         )
 
     def group(self, name: str) -> Choice:
@@ -139,13 +143,32 @@ def _folder(key: str, value: object) -> Path:
 
 
 def _weights_file(key: str, value: object) -> Path | None:
+    """The file of weights that a setting means: itself, or the one in the folder of a run."""
     if value is None:
         return None
-    if not isinstance(value, str) or not Path(value).expanduser().is_file():
+    path = Path(str(value)).expanduser()
+    if isinstance(value, str) and path.is_dir():
+        path /= WEIGHTS
+        if not path.is_file():
+            raise ConfigError(f"{key}={value}: no folder of a finished run (it has no {WEIGHTS})")
+    elif not isinstance(value, str) or not path.is_file():
         raise ConfigError(
-            f"{key}={value}: should be a .safetensors file (`bam-weights import` makes one from a checkpoint)"
+            f"{key}={value}: should be a .safetensors file (`bam-weights import` makes them), or the folder of a run"
         )
-    return Path(value).expanduser()
+    return path
+
+
+def _photos(value: object, evaluate: object) -> tuple[Path, ...]:
+    if value is None:
+        return ()
+    values = value if isinstance(value, ListConfig) else [value]
+    if evaluate is None:
+        raise ConfigError(f"images={_shortened(value)}: needs evaluate=RUN, the network that is to name their classes")
+    paths = tuple(Path(str(name)).expanduser() for name in values)
+    for path in paths:
+        if not path.is_file():
+            raise ConfigError(f"images={path}: there is no such file")
+    return paths
 
 
 def _shortened(value: object) -> str:

@@ -66,6 +66,11 @@ class ImageNet:
         self.root, self.size, self.num_classes, self.broken = root, size, classes, broken
 
     @property
+    def resize(self) -> int:
+        """Length to which the short side of a test photo is resized before the central crop."""
+        return round(self.size * 256 / 224)
+
+    @property
     def folder(self) -> Path:
         """The folder that holds train/ and val/."""
         inside = self.root / "imagenet"

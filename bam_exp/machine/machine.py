@@ -35,6 +35,7 @@ class Machine:
     deterministic: bool = False
     checkpoint_epochs: PositiveInt = 1
     checkpoint_minutes: PositiveFloat = 10.0
+    best_weights: bool = False
     devices: PositiveInt | Literal["auto"] = 1
     gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
     runs_per_gpu: PositiveInt = 1

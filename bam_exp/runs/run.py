@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from bam_exp.build import build_on_meta
 from bam_exp.config import NAMED, Choice, Chosen
+from bam_exp.files import WEIGHTS
 from bam_exp.tables import Row
 
 SCHEMA = 2
@@ -65,7 +66,9 @@ class Run:
         """For each group, the choice and what was changed, as `bam-reduction8`."""
         names = {group: _name(self.chosen.group(group)) for group in NAMED}
         if self.chosen.weights is not None:
-            names["backbone"] += f"-{_word('weights', self.chosen.weights.stem)}"
+            # The files of all runs have one name, so what they contain tells them apart.
+            path, digest = self.chosen.weights, self.weights_digest or ""
+            names["backbone"] += f"-{_word('weights', digest[:8] if path.name == WEIGHTS else path.stem)}"
         return names
 
     @property

@@ -63,6 +63,13 @@ class Classifier(Learner):
         count = loss.new_full((), labels.numel(), dtype=torch.float32)
         return loss * (ranks.size() * count / ranks.all_reduce_sum(count.clone()))
 
+    def sample_images(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The first 16 images of a batch as they were before normalisation."""
+        images = batch[0][:16].float().cpu()
+        data: Any = self.task.data
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+        return (images * std + mean).clamp(0, 1)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], _index: int) -> None:
         """The errors of one batch of the test set."""
         images, labels = batch
@@ -135,16 +142,14 @@ class Classifier(Learner):
 
     def metrics(self) -> dict[str, float | int]:
         """The test figures of the last epoch, and of the best one, which is chosen on the test set."""
-        errors = [figures["test/top1_error"] for figures in self.history]
-        best = min(range(len(errors)), key=errors.__getitem__)
-        last = self.history[-1]
+        best, last = self.best_epoch(), self.history[-1]
         return {
             "top1_error": last["test/top1_error"],
             "top5_error": last["test/top5_error"],
             "test_loss": last["test/loss"],
             "train_loss": last["train/loss"],
-            "best_top1_error": errors[best],
-            "best_epoch": best + 1,
+            "best_top1_error": self.history[best - 1]["test/top1_error"],
+            "best_epoch": best,
             "test_images": int(last["test/images"]),
         }
 

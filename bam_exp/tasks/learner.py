@@ -1,27 +1,35 @@
-"""The part of training and testing that all tasks share: epochs, curves, random states."""
+"""The part of training and testing that all tasks share: epochs, curves, divergence, random states."""
 
 import hashlib
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from bam_exp.data.batches import Batches
 from bam_exp.data.dataset import Split
 from bam_exp.errors import Diverged
+from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
+from bam_exp.tasks.delayed import DelayedScalar
 from bam_exp.tasks.task import Task
+
+STEP_LOSS = "train/step_loss"
+"""Name of the curve of losses of single steps."""
+
+LOSS_EVERY = 25
+"""Steps between two losses that are read. Each is read so many steps later, so a run that diverges ends within 50 steps."""
 
 
 class Learner(pl.LightningModule):
     """The training and testing of one task.
 
-    `history` holds the figures of each epoch, named `train/…` and `test/…`, as TensorBoard shows them. A step neither logs
-    nor waits for the device: a subclass accumulates sums there and reads them when an epoch ends.
+    `history` holds the figures of each epoch, named `train/…` and `test/…`, as TensorBoard shows them. A step does not wait for
+    the device: a subclass accumulates sums there and reads them when an epoch ends.
     """
 
     def __init__(self, task: Task) -> None:
@@ -29,6 +37,12 @@ class Learner(pl.LightningModule):
         self.task = task
         self.network = task.network
         self.history: list[dict[str, float]] = []
+        self.step_losses: list[tuple[int, float]] = []
+        """The training loss of every `LOSS_EVERY`-th step, with the number of steps until then."""
+        self.identity: dict[str, Any] = {}
+        """What the run's checkpoints say they belong to."""
+        self._loss = DelayedScalar()
+        self._learning_rate = 0.0
         self.epoch_listeners: list[Callable[[dict[str, float]], None]] = []
         """Called with the figures of each epoch, after it has been added to the history and before a checkpoint is saved."""
 
@@ -91,6 +105,34 @@ class Learner(pl.LightningModule):
             for buffer in self.network.buffers():
                 distributed.broadcast(buffer, 0)
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Record the learning rate, and the loss every `LOSS_EVERY` steps.
+
+        Raises:
+            Diverged: if the loss recorded before is not finite.
+        """
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0][
+            "lr"
+        ]  # Lightning changes it before the epoch's end
+        step = self.global_step
+        if step % LOSS_EVERY == 0:
+            self._read_loss()
+            self._loss.put(step, outputs["loss"])
+
+    def _read_loss(self) -> None:
+        if (taken := self._loss.take()) is None:
+            return
+        step, loss = taken
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss is {loss} in step {step}; a smaller recipe.lr may help")
+        self.step_losses.append((step, loss))
+        if self.logger is not None:
+            self.logger.log_metrics({STEP_LOSS: loss}, step=step)
+
+    def sample_images(self, batch: Any) -> Tensor | None:
+        """Some images of a training batch for TensorBoard, N x 3 x H x W in 0 ... 1; None if a task shows none."""
+        return None
+
     def on_train_epoch_end(self) -> None:
         """Add the figures of the epoch to the history and to TensorBoard.
 
@@ -99,34 +141,68 @@ class Learner(pl.LightningModule):
         """
         figures = self.train_figures()
         if not math.isfinite(figures["train/loss"]):
-            raise Diverged(f"the training loss is {figures['train/loss']} in epoch {self.current_epoch + 1}")
+            raise Diverged(
+                f"the training loss is {figures['train/loss']} in epoch {self.current_epoch + 1}; a smaller recipe.lr may help"
+            )
+        figures["train/learning_rate"] = self._learning_rate
         # An epoch that max_steps cuts short has not been evaluated yet: see `evaluate_last`.
         self._add(figures | {f"test/{name}": value for name, value in self.test_figures().items()})
         for listener in self.epoch_listeners:
             listener(self.history[-1])
 
-    def evaluate_last(self) -> None:
-        """Evaluate after the last step, if Lightning has stopped inside an epoch and has not."""
-        if self.history and self.headline not in self.history[-1]:
-            figures = self.history.pop()
-            self.trainer.validate(self, verbose=False)
-            self._add(figures | {f"test/{name}": value for name, value in self.test_figures().items()})
+    def evaluate_last(self) -> bool:
+        """Evaluate after the last step, if Lightning has stopped inside an epoch and has not; returns whether it did."""
+        if not self.history or self.headline in self.history[-1]:
+            return False
+        figures = self.history.pop()
+        self.trainer.validate(self, verbose=False)
+        self._add(figures | {f"test/{name}": value for name, value in self.test_figures().items()})
+        return True
 
     def _add(self, figures: dict[str, float]) -> None:
         self.history.append(figures)
         if self.headline in figures:
             self.replay(len(self.history) - 1)
 
+    def best_epoch(self) -> int:
+        """The epoch with the best headline figure, counted from 1; the first of several that are equal."""
+        sign = 1 if FIGURES[self.task.headline].better == "lower" else -1
+        return 1 + min(
+            range(len(self.history)), key=lambda epoch: sign * self.history[epoch].get(self.headline, sign * math.inf)
+        )
+
     def replay(self, first: int = 0) -> None:
-        """Write the curves of the epochs from `first` on to TensorBoard."""
-        for epoch, figures in enumerate(self.history[first:], start=first + 1):
-            if self.logger is not None and self.headline in figures:
+        """Write the curves of the epochs from `first` on to TensorBoard, and the best headline figure until each."""
+        if self.logger is None:
+            return
+        better = min if FIGURES[self.task.headline].better == "lower" else max
+        for epoch in range(first + 1, len(self.history) + 1):
+            figures = self.history[epoch - 1]
+            if self.headline in figures:
                 curves = {name: value for name, value in figures.items() if name != "test/images"}
+                tested = (past[self.headline] for past in self.history[:epoch] if self.headline in past)
+                curves[f"best/{self.task.headline}"] = better(tested)
                 self.logger.log_metrics(curves, step=epoch)
 
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Take over what has been recorded until a checkpoint, and write its curves to TensorBoard."""
+        self.history = list(checkpoint["history"])
+        self.step_losses = [(step, loss) for step, loss in checkpoint.get("step_losses", [])]
+        self.replay()
+        if self.logger is not None:
+            for step, loss in self.step_losses:
+                self.logger.log_metrics({STEP_LOSS: loss}, step=step)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the history, and the states of the random generators that layers such as dropout use."""
+        """Save what has been recorded, what the checkpoint belongs to, and the states of the random generators of layers.
+
+        Raises:
+            Diverged: if the last loss that was recorded is not finite; such weights are not worth keeping.
+        """
+        self._read_loss()
         checkpoint["history"] = self.history
+        checkpoint["step_losses"] = self.step_losses
+        checkpoint["identity"] = self.identity
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available() and self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()
@@ -134,6 +210,7 @@ class Learner(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the history and the states of the random generators."""
         self.history = list(checkpoint["history"])
+        self.step_losses = [(step, loss) for step, loss in checkpoint.get("step_losses", [])]
         torch.set_rng_state(checkpoint["rng"])
         if "cuda_rng" in checkpoint and torch.cuda.is_available():
             torch.cuda.set_rng_state(checkpoint["cuda_rng"])

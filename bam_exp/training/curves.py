@@ -1,12 +1,18 @@
-"""The curves of a run for TensorBoard."""
+"""What a run writes for TensorBoard."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard.summary import hparams
 
+from bam_exp.config import NAMED
 from bam_exp.runs.folder import EVENTS
+from bam_exp.runs.run import Run
+from bam_exp.tasks.learner import Learner
 
 
 class Curves(TensorBoardLogger):
@@ -23,7 +29,48 @@ class Curves(TensorBoardLogger):
     def finalize(self, status: str) -> None:
         """Do nothing: Lightning calls this before the final figures are logged."""
 
-    def close(self, choices: Mapping[str, Any], figures: Mapping[str, float]) -> None:
-        """Fill the HParams tab and close the file."""
-        self.log_hyperparams(dict(choices), dict(figures))
+    def describe(self, run: Run) -> None:
+        """Write the command and the resolved config as text."""
+        self.experiment.add_text("command", f"    {run.command}")
+        config = json.dumps(run.figures_from, indent=1)
+        self.experiment.add_text("config", "\n".join(f"    {line}" for line in config.splitlines()))
+
+    def close(self, settings: Mapping[str, Any], curves: Iterable[str]) -> None:
+        """Fill the HParams tab and close the file.
+
+        Args:
+            settings: the columns of the tab.
+            curves: names of curves, whose last values are the tab's figures. (Lightning's `log_hyperparams` would write the
+                figures as charts of one point.)
+        """
+        for summary in hparams(dict(settings), dict.fromkeys(curves, 0.0)):
+            self.experiment.file_writer.add_summary(summary)
         self.experiment.close()
+
+
+def settings_of(run: Run, params: int) -> dict[str, bool | int | float | str]:
+    """A run's settings for the HParams tab: the choices by name, their arguments as numbers where they are numbers."""
+    settings: dict[str, bool | int | float | str] = {"seed": run.seed, "params": params}
+    for group in NAMED:
+        choice = run.chosen.group(group)
+        settings[group] = choice.name
+        for key, value in choice.arguments.items():
+            settings[f"{group}.{key}"] = value if isinstance(value, bool | int | float | str) else str(value)
+    return settings
+
+
+class SampleImages(pl.Callback):
+    """Shows images of the first batch in TensorBoard, as the network sees them: cropped and mirrored, not normalised."""
+
+    shown = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Write the images of the first batch of this process, once."""
+        if self.shown:
+            return
+        self.shown = True
+        images = cast(Learner, pl_module).sample_images(batch)
+        if images is not None and isinstance(trainer.logger, Curves):
+            trainer.logger.experiment.add_images("train/images", images, trainer.global_step)

@@ -13,14 +13,15 @@ from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
 from bam_exp.runs.folder import begin, write_result
 from bam_exp.runs.result import make_result
-from bam_exp.runs.run import Run
+from bam_exp.runs.run import SCHEMA, Run
 from bam_exp.tasks.learner import Learner
 from bam_exp.training.batch_norm import synchronise
 from bam_exp.training.checkpoints import Checkpoints
-from bam_exp.training.curves import Curves
+from bam_exp.training.curves import Curves, SampleImages, settings_of
 from bam_exp.training.lightning import make_trainer
 from bam_exp.training.progress import Progress
 from bam_exp.training.saving import CheckpointSaver
+from bam_exp.training.weights import WeightsWriter
 from bam_exp.weights import load_weights
 
 
@@ -40,6 +41,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     machine.prepare()
     cost = complexity(parts.network, parts.data.size)
     learner = _make_learner(run, parts, machine)
+    learner.identity = {"fingerprint": run.fingerprint, "schema": SCHEMA}
     limits = learner.task.limits
     saver = CheckpointSaver(machine, interruption)
     if ranks.rank() != 0:
@@ -51,20 +53,25 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
         return {}
     start = begin(run)
     checkpoints, logger, progress = Checkpoints(run.folder, run.fingerprint), Curves(run.folder), Progress(run.name)
+    callbacks = [progress, SampleImages(), saver]
     trainer = make_trainer(
-        machine, run.folder, logger=logger, callbacks=[progress, saver], fingerprint=run.fingerprint, **limits
+        machine, run.folder, logger=logger, callbacks=callbacks, fingerprint=run.fingerprint, **limits
     )
+    logger.describe(run)
     newest = checkpoints.newest(lambda line: say(f"{run.name}: {line}"))
     ranks.broadcast(newest and str(newest))
     if newest is not None:
-        learner.history = checkpoints.load_checkpoint(newest)["history"]
         learner.trainer = trainer
-        learner.replay()
+        learner.restore(checkpoints.load_checkpoint(newest))
+    writer = WeightsWriter(run, learner, parts.data, machine)
     trainer.fit(learner, ckpt_path=newest, weights_only=True)
-    learner.evaluate_last()
+    if learner.evaluate_last() and machine.best_weights:
+        writer.write_if_best(learner.history[-1])
+    writer.write()
 
     metrics = learner.metrics()
-    logger.close({"seed": run.seed, **run.names}, {learner.task.headline: metrics[learner.task.headline]})
+    curves = [name for name in learner.history[-1] if name != "test/images"]
+    logger.close(settings_of(run, cost.params), [*curves, f"best/{learner.task.headline}"])
     checkpoints.keep_only_newest()
     result = make_result(
         run,

@@ -50,6 +50,8 @@ class Progress(pl.Callback):
             self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step)
             self.bar.start()
         self.first_step = trainer.global_step
+        for epoch in range(len(self.timing.times)):  # of a run that continues
+            self._log_times(trainer, epoch + 1)
         self.timing.start(cast(Any, trainer.train_dataloader))
         learner.epoch_listeners.append(lambda figures: self._end_epoch(trainer, len(learner.history), figures))
 
@@ -67,6 +69,7 @@ class Progress(pl.Callback):
     def _end_epoch(self, trainer: pl.Trainer, epoch: int, figures: dict[str, float]) -> None:
         """Print the figures of the epoch that has ended."""
         self.timing.end_epoch()
+        self._log_times(trainer, epoch)
         epochs, spent = int(trainer.max_epochs or 0), self.timing.spent
         steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
         to_go = sum(self.timing.seconds) / max(1, trainer.global_step - self.first_step) * steps_left
@@ -83,6 +86,18 @@ class Progress(pl.Callback):
             + (f"  {duration(to_go)} to go" if to_go else "")
         )
         write_progress(Path(trainer.default_root_dir), epoch, epochs, to_go)
+
+    def _log_times(self, trainer: pl.Trainer, epoch: int) -> None:
+        """Write the speed of an epoch to TensorBoard."""
+        if trainer.logger is not None:
+            times = self.timing.times[epoch - 1]
+            batch_size = cast(Learner, trainer.lightning_module).task.batch_size
+            curves = {
+                "time/step_ms": times["step_ms"],
+                "time/images_per_second": 1000 * batch_size / max(times["step_ms"], 1e-3),
+                "time/data_wait_percent": 100 * times["data_wait_seconds"] / max(times["train_seconds"], 1e-3),
+            }
+            trainer.logger.log_metrics(curves, step=epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """The times so far, for a checkpoint."""

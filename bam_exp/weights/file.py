@@ -11,16 +11,16 @@ from bam_exp.errors import DataError
 from bam_exp.files import write_atomically
 
 
-def save_weights(weights: Mapping[str, Tensor], path: Path, *, source: str) -> None:
+def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that `load_weights` reads; it appears as a whole or not at all. Raises DataError.
 
-    source: where the weights come from, which the metadata of the file records.
+    The same weights and header give the same bytes. header: the metadata of the file, see `metadata`.
     """
     # safetensors refuses tensors that share memory, as tied weights do.
     copies = {name: weight.clone(memory_format=contiguous_format) for name, weight in weights.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, save(copies, metadata={"source": source}))
+        write_atomically(path, save(copies, metadata=dict(header or {})))
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(f"{path}: cannot be written ({reason})") from error
@@ -28,16 +28,22 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, *, source: str) -> N
 
 def load_weights(network: nn.Module, path: Path, *, onto: bool = False) -> list[str]:
     """Apply `put_weights` to the weights in a safetensors file. Raises DataError."""
+    return put_weights(network, read_weights(path), source=path, onto=onto)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights in a safetensors file. Raises DataError."""
     try:
-        weights = load_file(path)
+        return load_file(path)
     except MemoryError:
         raise
     except Exception as error:  # SafetensorError, OSError, and for unknown types of numbers KeyError, among others
-        hint = "" if path.suffix == ".safetensors" else "; `bam-weights import` makes one from a checkpoint"
-        raise DataError(
-            f"{path}: not a file of weights that bam_exp has written ({first_line(error)}){hint}"
-        ) from error
-    return put_weights(network, weights, source=path, onto=onto)
+        raise not_weights(path, error) from error
+
+
+def check_weights(network: nn.Module, path: Path, *, onto: bool = False) -> None:
+    """Check that `load_weights` would succeed, for a network on any device; nothing is changed. Raises DataError."""
+    _fitting(network, read_weights(path), source=path, onto=onto)
 
 
 def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: object, onto: bool = False) -> list[str]:
@@ -49,6 +55,15 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: ob
     Raises DataError, which names `source` and the first weight that is missing, superfluous, of another shape or type, or
     not finite; the network is then unchanged.
     """
+    fitting, kept = _fitting(network, weights, source=source, onto=onto)
+    network.load_state_dict(fitting, strict=False)
+    return kept
+
+
+def _fitting(
+    network: nn.Module, weights: Mapping[str, Tensor], *, source: object, onto: bool
+) -> tuple[Mapping[str, Tensor], list[str]]:
+    """The weights that `put_weights` copies, and the names of those that keep their values. Raises DataError."""
     own = network.state_dict()
     kept: list[str] = []
     if onto:
@@ -69,8 +84,7 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: ob
         )
     for name in filter(weights.__contains__, own):
         _check(weights[name], own[name], name, source)
-    network.load_state_dict(weights, strict=False)
-    return kept
+    return weights, kept
 
 
 def _check(weight: Tensor, own: Tensor, name: str, source: object) -> None:
@@ -83,6 +97,14 @@ def _check(weight: Tensor, own: Tensor, name: str, source: object) -> None:
         raise DataError(f"{source}: not of this network: {name} is {types}")
     if not weight.isfinite().all():
         raise DataError(f"{source}: {name} holds a NaN or an infinity; the training that made it has diverged")
+
+
+def not_weights(path: Path, error: Exception) -> DataError:
+    """The error for a file that safetensors could not read."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: there is no such file")
+    hint = "" if path.suffix == ".safetensors" else "; `bam-weights import` makes one from a checkpoint"
+    return DataError(f"{path}: not a file of weights that bam_exp has written ({first_line(error)}){hint}")
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY, Command, chosen_of, run_of
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bam_exp.build import build
 from bam_exp.runs import Run
@@ -42,25 +41,6 @@ def test_a_run_is_a_folder_with_everything_in_it(bam_train: Command, tmp_path: P
         "fingerprint",
     ):
         assert key in result
-
-
-def test_tensorboard_reads_one_file_with_curves_and_hparams(bam_train: Command, tmp_path: Path) -> None:
-    assert bam_train(*TINY).code == 0
-    [folder] = tmp_path.glob("runs/*/*/*/*/seed0")
-    assert len(list(folder.glob("events*"))) == 1
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/top1_error", "test/loss", "test/top1_error", "test/top5_error", "top1_error"} <= tags
-    assert "hp_metric" not in tags
-    curve = events.Scalars("test/top1_error")
-    assert [event.step for event in curve] == [1, 2]
-    result = json.loads((folder / "result.json").read_text())
-    assert curve[-1].value == pytest.approx(result["metrics"]["top1_error"])
-    [final] = events.Scalars("top1_error")
-    assert final.value == pytest.approx(result["metrics"]["top1_error"])
-    plugin = events.SummaryMetadata("_hparams_/session_start_info")
-    assert plugin.plugin_data.plugin_name == "hparams"
 
 
 def test_a_finished_run_is_not_run_again(bam_train: Command, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             nn.functional.cross_entropy(network(images), labels).backward()
             optimizer.step()
     path = tmp_path_factory.mktemp("trained") / "half.safetensors"
-    save_weights(network.state_dict(), path, source="a test")
+    save_weights(network.state_dict(), path)
     return path
 
 

@@ -1,6 +1,7 @@
 """Weights of torchvision and of the authors compute here what they compute there; what does not fit is refused by name."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,7 +156,7 @@ def test_the_authors_checkpoint_computes_here_what_its_formulas_say(
         without = {name: one if ".gate_s_conv_final." not in name else one + 1 for name, one in released.items()}
         assert (released_logits(without, images) - expected).abs().max() > 1e-2  # the attention matters to them
     with safe_open(made, "pt") as file:
-        assert hashlib.sha256(source.read_bytes()).hexdigest() in file.metadata()["source"]
+        assert hashlib.sha256(source.read_bytes()).hexdigest() in json.loads(file.metadata()["bam_exp"])["source"]
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_weights_of_another_network_are_refused(plain: Path, make: Any, message:
 
 
 def test_an_attention_that_the_network_lacks_is_named(tmp_path: Path) -> None:
-    save_weights(resnet18(bam=True).state_dict(), tmp_path / "bam.safetensors", source="here")
+    save_weights(resnet18(bam=True).state_dict(), tmp_path / "bam.safetensors")
     with pytest.raises(ValueError, match=r"has a stages.0.attention\S+ .*; the network has no such attention"):
         load_weights(resnet18(), tmp_path / "bam.safetensors")
 
@@ -311,7 +312,7 @@ def test_a_damaged_checkpoint_is_read_or_refused_in_one_line(
 
 def test_a_damaged_weights_file_is_read_or_refused_in_one_line(tmp_path: Path) -> None:
     path, layer = tmp_path / "some.safetensors", nn.Linear(3, 2)
-    save_weights(layer.state_dict(), path, source="here")
+    save_weights(layer.state_dict(), path)
     refused: list[str] = []
     for content in spoilt(path.read_bytes()):
         path.write_bytes(content)
@@ -337,7 +338,7 @@ def test_weights_that_cannot_be_right_are_refused_and_change_nothing(tmp_path: P
     layer = nn.Linear(3, 2)
     before = {name: weight.clone() for name, weight in layer.state_dict().items()}
     path = tmp_path / "some.safetensors"
-    save_weights({"weight": spoil(torch.zeros(2, 3)), "bias": torch.zeros(2)}, path, source="here")
+    save_weights({"weight": spoil(torch.zeros(2, 3)), "bias": torch.zeros(2)}, path)
     with pytest.raises(DataError, match=f"some.safetensors: .*{message}"):
         load_weights(layer, path)
     assert all(torch.equal(weight, before[name]) for name, weight in layer.state_dict().items())
@@ -345,9 +346,7 @@ def test_weights_that_cannot_be_right_are_refused_and_change_nothing(tmp_path: P
 
 def test_half_precision_weights_are_converted(tmp_path: Path) -> None:
     layer = nn.Linear(3, 2)
-    save_weights(
-        {"weight": torch.full((2, 3), 0.5).half(), "bias": torch.zeros(2)}, tmp_path / "h.safetensors", source="here"
-    )
+    save_weights({"weight": torch.full((2, 3), 0.5).half(), "bias": torch.zeros(2)}, tmp_path / "h.safetensors")
     load_weights(layer, tmp_path / "h.safetensors")
     assert (layer.weight == 0.5).all()
     assert layer.weight.dtype == torch.float32
@@ -361,7 +360,7 @@ def test_a_checkpoint_given_as_a_weights_file_gets_the_command(tmp_path: Path) -
 
 def test_tied_weights_are_saved_one_by_one(tmp_path: Path) -> None:
     weight = torch.ones(4, 3)
-    save_weights({"a": weight, "b": weight, "c": weight.T}, tmp_path / "tied.safetensors", source="here")
+    save_weights({"a": weight, "b": weight, "c": weight.T}, tmp_path / "tied.safetensors")
     with safe_open(tmp_path / "tied.safetensors", "pt") as file:
         assert all(torch.equal(file.get_tensor(name), expected) for name, expected in (("a", weight), ("c", weight.T)))
 
@@ -370,7 +369,7 @@ def test_weights_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "w.safetensors", tmp_path):
         with pytest.raises(DataError, match=rf"^{path}: cannot be written [^\n]*$"):
-            save_weights({"a": torch.ones(3)}, path, source="here")
+            save_weights({"a": torch.ones(3)}, path)
     assert [path.name for path in tmp_path.rglob("*")] == ["file"]
 
 

@@ -10,7 +10,7 @@ from bam_exp.weights import save_weights
 
 
 def weights_file(path: Path, *words: str) -> Path:
-    save_weights(build(chosen_of(*words)).network.state_dict(), path, source="a test")
+    save_weights(build(chosen_of(*words)).network.state_dict(), path)
     return path
 
 
