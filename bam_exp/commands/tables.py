@@ -35,8 +35,11 @@ def _params(names: Sequence[str], _overrides: Sequence[str], options: argparse.N
 
 def _report(names: Sequence[str], _overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports import write
+    from bam_exp.reports.tensorboard import link_tables
 
-    return write.main(names, options.output_dir, formats=options.format, every=options.all)
+    code = write.main(names, options.output_dir, formats=options.format, every=options.all)
+    link_tables(names, options.output_dir)
+    return code
 
 
 def _plan(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:

@@ -98,7 +98,8 @@ def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
         from bam_exp.training.classify import classify
 
         for path, classes in classify(chosen):
-            print(f"{path}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes))
+            named = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes)
+            say(f"{path}: {named}", sys.stdout)
         return
     from bam_exp.training.evaluate import evaluate
 

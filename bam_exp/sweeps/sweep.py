@@ -105,10 +105,13 @@ class Sweep(Callback):
         """Print the table, if the sweep is one over a table."""
         if (table := config.hydra.runtime.choices.get("experiment")) is not None:
             from bam_exp.reports import write
+            from bam_exp.reports.tensorboard import link_tables
 
             say("", sys.stdout)
             own = [run.names for run in self.runs.values()]
-            write.main([table], str(Path(config.output_dir).expanduser()), only=own)
+            output_dir = str(Path(config.output_dir).expanduser())
+            write.main([table], output_dir, only=own)
+            link_tables([table], output_dir)
 
     @classmethod
     def summarise_interrupted(cls, command: str) -> None:

@@ -39,8 +39,6 @@ class Learner(pl.LightningModule):
         self.history: list[dict[str, float]] = []
         self.step_losses: list[tuple[int, float]] = []
         """The training loss of every `LOSS_EVERY`-th step, with the number of steps until then."""
-        self.identity: dict[str, Any] = {}
-        """What the run's checkpoints say they belong to."""
         self._loss = DelayedScalar()
         self._learning_rate = 0.0
         self.epoch_listeners: list[Callable[[dict[str, float]], None]] = []
@@ -194,7 +192,7 @@ class Learner(pl.LightningModule):
                 self.logger.log_metrics({STEP_LOSS: loss}, step=step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what has been recorded, what the checkpoint belongs to, and the states of the random generators of layers.
+        """Save what has been recorded, and the states of the random generators that layers such as dropout use.
 
         Raises:
             Diverged: if the last loss that was recorded is not finite; such weights are not worth keeping.
@@ -202,7 +200,6 @@ class Learner(pl.LightningModule):
         self._read_loss()
         checkpoint["history"] = self.history
         checkpoint["step_losses"] = self.step_losses
-        checkpoint["identity"] = self.identity
         checkpoint["rng"] = torch.get_rng_state()
         if torch.cuda.is_available() and self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state()

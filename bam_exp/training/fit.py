@@ -13,7 +13,7 @@ from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
 from bam_exp.runs.folder import begin, write_result
 from bam_exp.runs.result import make_result
-from bam_exp.runs.run import SCHEMA, Run
+from bam_exp.runs.run import Run
 from bam_exp.tasks.learner import Learner
 from bam_exp.training.batch_norm import synchronise
 from bam_exp.training.checkpoints import Checkpoints
@@ -41,7 +41,6 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     machine.prepare()
     cost = complexity(parts.network, parts.data.size)
     learner = _make_learner(run, parts, machine)
-    learner.identity = {"fingerprint": run.fingerprint, "schema": SCHEMA}
     limits = learner.task.limits
     saver = CheckpointSaver(machine, interruption)
     if ranks.rank() != 0:
