@@ -20,7 +20,7 @@ def test_a_run_is_a_folder_with_everything_in_it(bam_train: Command, tmp_path: P
     assert ended.code == 0
     folder = tmp_path / "runs/shapes-train_size160-test_size40/resnet20/bam-reduction8/demo-epochs2/seed3"
     kinds = {path.name.partition("-")[0].partition(".out")[0] for path in folder.iterdir()}
-    assert kinds == {"checkpoint", "events", "run.json", "result.json", ".lock"}
+    assert kinds == {"checkpoint", "events", "run.json", "result.json", "weights.safetensors", ".lock"}
     result = json.loads((folder / "result.json").read_text())
     assert 0 <= result["metrics"]["top1_error"] <= 100
     assert result["metrics"]["best_top1_error"] <= result["metrics"]["top1_error"]
