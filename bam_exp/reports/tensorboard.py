@@ -33,10 +33,10 @@ def link_tables(names: Sequence[str], output_dir: str) -> None:
         for events in sorted(Path(output_dir, "runs").glob("*/" * len(NAMED) + "seed*/" + EVENTS)):
             *choices, seed = events.parent.parts[-5:]
             chosen = dict(zip(NAMED, choices, strict=True))
-            label = labels.get((chosen["backbone"], chosen["attention"]))
-            if label is not None and re.fullmatch(r"seed\d+", seed):
+            row = labels.get((chosen["backbone"], chosen["attention"]))
+            if row is not None and re.fullmatch(r"seed\d+", seed):
                 others = [chosen[group] for group in ("data", "recipe") if chosen[group] != own[group]]
-                folders.setdefault("--".join([name, *others]), {})["/".join([*choices, seed])] = label
+                folders.setdefault("--".join([name, *others]), {})["/".join([*choices, seed])] = row
         for folder, linked in folders.items():
             links = link_runs(Path(output_dir), folder, linked)
             print(f"curves side by side: tensorboard --host localhost --logdir {shlex.quote(str(links))}")

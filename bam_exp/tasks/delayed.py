@@ -17,7 +17,7 @@ class DelayedScalar:
             return
         host = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
         host.copy_(value.detach(), non_blocking=True)
-        copied = torch.cuda.Event()
+        copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
         copied.record()
         self._pending = (step, host, copied)
 

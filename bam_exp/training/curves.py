@@ -43,7 +43,7 @@ class Curves(TensorBoardLogger):
             curves: names of curves, whose last values are the tab's figures. (Lightning's `log_hyperparams` would write the
                 figures as charts of one point.)
         """
-        for summary in hparams(dict(settings), dict.fromkeys(curves, 0.0)):
+        for summary in hparams(dict(settings), dict.fromkeys(curves, 0.0)):  # type: ignore[no-untyped-call]
             self.experiment.file_writer.add_summary(summary)
         self.experiment.close()
 
