@@ -103,15 +103,16 @@ class Learner(pl.LightningModule):
             for buffer in self.network.buffers():
                 distributed.broadcast(buffer, 0)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Record the learning rate, which Lightning changes before the last step of an epoch ends."""
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Record the learning rate, and the loss every `LOSS_EVERY` steps.
+        """Record the loss every `LOSS_EVERY` steps.
 
         Raises:
             Diverged: if the loss recorded before is not finite.
         """
-        self._learning_rate = self.trainer.optimizers[0].param_groups[0][
-            "lr"
-        ]  # Lightning changes it before the epoch's end
         step = self.global_step
         if step % LOSS_EVERY == 0:
             self._read_loss()

@@ -89,7 +89,7 @@ def test_the_config_and_sample_images_are_there_once(folder: Path) -> None:
     assert "bam-train data=shapes" in command.tensor_proto.string_val[0].decode()
     images = events.Images("train/images")
     assert len({image.step for image in images}) == 1
-    assert (images[0].width, images[0].height) == (32, 32)
+    assert (images[0].width, images[0].height) == (8 * 32, 2 * 32)  # 16 images
 
 
 def test_a_run_that_continues_has_the_curves_of_one_that_was_not_interrupted(

@@ -275,9 +275,9 @@ def test_other_files_end_in_one_line(tmp_path: Path, capsys: Any, case: tuple[An
 
 def test_a_file_that_is_no_safetensors_is_refused(plain: Path, tmp_path: Path) -> None:
     (tmp_path / "cut.safetensors").write_bytes(plain.read_bytes()[:-100])
-    for name in ("cut.safetensors", "absent.safetensors"):
-        with pytest.raises(ValueError, match=f"{name}: not a file of weights"):
-            load_weights(resnet18(), tmp_path / name)
+    for name, reason in {"cut": "not a file of weights", "absent": "there is no such file"}.items():
+        with pytest.raises(ValueError, match=f"{name}.safetensors: {reason}"):
+            load_weights(resnet18(), tmp_path / f"{name}.safetensors")
 
 
 def spoilt(content: bytes) -> Iterator[bytes]:
