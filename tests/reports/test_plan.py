@@ -16,7 +16,7 @@ from reports.test_report import fake_result
 
 def measured_here(folder: Path, step_ms: float, epochs: int = 2) -> None:
     """Make a finished run one that was measured on this machine: its first step took a second, each other `step_ms`."""
-    from bam_exp.machine.world import available_cores
+    from bam_exp.cpu import available_cores
 
     result = json.loads((folder / "result.json").read_text())
     hardware = {**Machine().description(), "threads": available_cores()}
