@@ -1,4 +1,4 @@
-"""What every backbone is made of: stem, stages, head, its seams, and the layers that the families share."""
+"""The parts of every backbone: stem, stages, head and seams; and the layers that the families share."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,14 +14,14 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Seam:
-    """A place in a backbone where an attention can go."""
+    """A place in a backbone where an attention can stand."""
 
     name: str
     """Dotted name of an `nn.Sequential` inside the backbone; an attention is appended at its end."""
     channels: int
     """Width of the map there."""
     block: Callable[[], nn.Module] | None = None
-    """Makes one more block of the backbone's own kind, initialised, that keeps width and size; None where none does."""
+    """Makes one more initialised block of the backbone's type, which keeps width and size; None if no such block exists."""
 
 
 class Backbone(nn.Module):
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
         self.head = head
         self.seams = seams
         self.min_size = min_size
-        """Smallest side of an image: the total stride; where a pooling does not pad, the smallest that runs."""
+        """The smallest side of an image: the total stride, or the smallest side that runs if a pooling does not pad."""
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Backbone(nn.Module):
 
     @torch.jit.unused
     def _logits(self, features: Tensor) -> Tensor:
-        """What the head makes of the last map, in float32 under autocast.
+        """The logits for the last map, computed in float32 under autocast, too.
 
         In bfloat16 a logit has 8 significant bits, and in one image of fifty several classes share the highest.
         """
@@ -75,17 +75,17 @@ class Backbone(nn.Module):
         return logits
 
     def torchvision_names(self) -> dict[str, str]:
-        """The name here of each layer of torchvision's same network: {torchvision's: ours}.
+        """Map the names of the layers in torchvision's equal network to the names here.
 
-        Raises ValueError where torchvision has no network that computes the same.
+        Raises ValueError if torchvision has no network that computes the same.
         """
         raise ValueError(f"{type(self).__name__}: torchvision has no such network")
 
     def from_torchvision(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """torchvision's state dict under the names here, for `load_state_dict`.
+        """Return torchvision's state dict under the names of this network, for `load_state_dict`.
 
         With an attention attached, load with `strict=False`; for another number of classes, leave the classifier out.
-        Raises ValueError for a weight without a place here and where torchvision has no network that computes the same.
+        Raises ValueError for a weight that has no place here, and if torchvision has no network that computes the same.
         """
         names = self.torchvision_names()
         renamed = {}
@@ -160,7 +160,7 @@ def linear_head(channels: int, num_classes: int, **before: nn.Module) -> nn.Sequ
 
 
 def scaled(channels: int, factor: float, knob: str) -> int:
-    """`channels` times `factor`, rounded down; ValueError, naming the `knob`, where nothing is left."""
+    """Return `channels` times `factor`, rounded down. Raises ValueError, which names the `knob`, if the result is 0."""
     width = int(channels * factor)
     if width < 1:
         raise ValueError(f"{knob}={factor} leaves no channel of {channels}: it must be at least {1 / channels:g}")
@@ -168,7 +168,7 @@ def scaled(channels: int, factor: float, knob: str) -> int:
 
 
 def initialise(module: nn.Module) -> None:
-    """The released code's initialisation of every convolution, BatchNorm and linear layer inside `module`.
+    """Initialise every convolution, BatchNorm and linear layer inside `module` as the released code does.
 
     Convolutions: Kaiming normal over fan-out; linear layers: Kaiming normal over fan-in; BatchNorm: weight 1, bias 0;
     other biases 0. The released code goes by names, and so leaves the convolutions of shortcuts (`downsample`) at
@@ -188,7 +188,7 @@ def initialise(module: nn.Module) -> None:
 
 
 def initialised(make: Callable[P, nn.Module], *args: P.args, **kwargs: P.kwargs) -> nn.Module:
-    """The module that `make` makes of its arguments, initialised."""
+    """Call `make` with its arguments and return the module, initialised."""
     module = make(*args, **kwargs)
     initialise(module)
     return module

@@ -55,7 +55,7 @@ class DenseNet(Backbone):
 
 
 class DenseLayer(nn.Module):
-    """`x` with `growth` new channels behind it, made by a 1x1 convolution to 4 `growth` channels and a 3x3."""
+    """Append `growth` channels to `x`, computed by a 1x1 convolution to 4 `growth` channels and a 3x3 convolution."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class DenseLayer(nn.Module):
 
 
 def transition(channels_in: int, channels: int) -> nn.Sequential:
-    """To `channels` channels by a 1x1 convolution, to half the size by an average."""
+    """A 1x1 convolution to `channels` channels, and an average that halves the size."""
     return sequential(
         bn=nn.BatchNorm2d(channels_in),
         relu=nn.ReLU(inplace=True),

@@ -46,7 +46,7 @@ class MobileNet(Backbone):
 
 
 def separable(channels_in: int, channels: int, stride: int) -> nn.Sequential:
-    """A 3x3 convolution of each channel by itself and a 1x1 convolution across them."""
+    """A depthwise 3x3 convolution and a 1x1 convolution."""
     return sequential(
         depthwise=conv(channels_in, channels_in, 3, stride, groups=channels_in),
         bn1=nn.BatchNorm2d(channels_in),

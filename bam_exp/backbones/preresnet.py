@@ -47,7 +47,7 @@ class PreResNet(Backbone):
 
 
 def basic(channels_in: int, channels: int, stride: int) -> Residual:
-    """Two 3x3 convolutions, BatchNorm and ReLU before each."""
+    """Two 3x3 convolutions, with BatchNorm and ReLU before each."""
     branch = sequential(
         bn1=nn.BatchNorm2d(channels_in),
         relu1=nn.ReLU(inplace=True),
@@ -60,7 +60,7 @@ def basic(channels_in: int, channels: int, stride: int) -> Residual:
 
 
 def bottleneck(channels_in: int, channels: int, stride: int, *, stride_in: StrideIn) -> Residual:
-    """1x1, 3x3 and 1x1 convolution, BatchNorm and ReLU before each."""
+    """1x1, 3x3 and 1x1 convolution, with BatchNorm and ReLU before each."""
     inner = channels // 4
     first, second = (stride, 1) if stride_in == "1x1" else (1, stride)
     branch = sequential(
@@ -78,7 +78,7 @@ def bottleneck(channels_in: int, channels: int, stride: int, *, stride_in: Strid
 
 
 def projection(channels_in: int, channels: int, stride: int) -> nn.Module:
-    """The shortcut of a block: the identity where the shape stays, a bare 1x1 convolution where it changes."""
+    """The shortcut of a block: the identity, or a 1x1 convolution alone if the shape changes."""
     if stride == 1 and channels_in == channels:
         return nn.Identity()
     return conv(channels_in, channels, 1, stride)

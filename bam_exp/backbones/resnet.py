@@ -29,7 +29,7 @@ BLOCKS: dict[int, tuple[int, ...]] = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
 }
-"""Blocks in each stage, for a depth."""
+"""Depth to the number of blocks in each stage."""
 
 
 class ResNet(Backbone):
@@ -72,7 +72,7 @@ class ResNet(Backbone):
         self.strided_1x1 = depth >= 50 and stride_in == "1x1"
 
     def torchvision_names(self) -> dict[str, str]:
-        """As for every backbone; ValueError with the stride in the 1x1 convolution, which torchvision does not have."""
+        """See `Backbone`. Raises ValueError if the stride is in the 1x1 convolution, which torchvision does not have."""
         return resnet_torchvision_names(self, strided_1x1=self.strided_1x1)
 
 
@@ -108,7 +108,7 @@ def bottleneck(
 
 
 def projection(channels_in: int, channels: int, stride: int) -> nn.Module:
-    """The shortcut of a block: the identity where the shape stays, a 1x1 convolution and BatchNorm where it changes."""
+    """The shortcut of a block: the identity, or a 1x1 convolution and BatchNorm if the shape changes."""
     if stride == 1 and channels_in == channels:
         return nn.Identity()
     return sequential(conv=conv(channels_in, channels, 1, stride), bn=nn.BatchNorm2d(channels))
@@ -132,7 +132,7 @@ def resnet_min_size(stem: Stem, stages: int) -> int:
 
 
 def resnet_torchvision_names(backbone: Backbone, *, strided_1x1: bool) -> dict[str, str]:
-    """{torchvision's name: ours} of the layers of a ResNet or ResNeXt; ValueError if it is `strided_1x1`."""
+    """Map torchvision's names of the layers of a ResNet or ResNeXt to ours. Raises ValueError if `strided_1x1` is true."""
     if strided_1x1:
         raise ValueError("stride_in=1x1: torchvision's bottlenecks stride in the 3x3 convolution; choose stride_in=3x3")
     names = {}

@@ -51,5 +51,5 @@ class ResNeXt(Backbone):
         self.strided_1x1 = stride_in == "1x1"
 
     def torchvision_names(self) -> dict[str, str]:
-        """As for every backbone; ValueError with the stride in the 1x1 convolution, which torchvision does not have."""
+        """See `Backbone`. Raises ValueError if the stride is in the 1x1 convolution, which torchvision does not have."""
         return resnet_torchvision_names(self, strided_1x1=self.strided_1x1)

@@ -11,7 +11,7 @@ from bam_exp.backbones.backbone import Backbone, Seam, initialised, sequential
 from bam_exp.schema import checked
 
 STAGES = (((3, 128), (4, 128)), ((6, 256), (7, 256)), ((9, 384), (10, 384), (11, 512), (12, 512)))
-"""Of each stage's Fire modules (index in torchvision's `features`, width)."""
+"""The Fire modules of each stage: (index in torchvision's `features`, width)."""
 
 
 class SqueezeNet(Backbone):
@@ -68,7 +68,7 @@ class SqueezeNet(Backbone):
         self.pool = pool
 
     def torchvision_names(self) -> dict[str, str]:
-        """As for every backbone; ValueError where `stem_padding` or `pool` is not torchvision's."""
+        """See `Backbone`. Raises ValueError if `stem_padding` or `pool` is not torchvision's."""
         if self.stem_padding != 0 or self.pool != "after":
             wrong = f"stem_padding={self.stem_padding}, pool={self.pool}"
             raise ValueError(f"{wrong}: torchvision's SqueezeNet has stem_padding=0, pool=after")

@@ -61,7 +61,7 @@ class VGG(Backbone):
         self.depth = depth
 
     def torchvision_names(self) -> dict[str, str]:
-        """As for every backbone."""
+        """See `Backbone`."""
         names = {"classifier.0": "head.fc1", "classifier.3": "head.fc2", "classifier.6": "head.fc3"}
         index = 0
         for i, blocks in enumerate(BLOCKS[self.depth]):
@@ -75,7 +75,7 @@ class VGG(Backbone):
 
 
 def conv_relu(channels_in: int, channels: int, *, batch_norm: bool) -> nn.Sequential:
-    """A 3x3 convolution with bias, a BatchNorm if wanted, a ReLU."""
+    """A 3x3 convolution with bias, a BatchNorm if `batch_norm` is true, and a ReLU."""
     return sequential(
         conv=nn.Conv2d(channels_in, channels, 3, padding=1),
         **({"bn": nn.BatchNorm2d(channels)} if batch_norm else {}),

@@ -42,7 +42,7 @@ class WRN(Backbone):
 
 
 def wide(channels_in: int, channels: int, stride: int, *, dropout: float) -> Residual:
-    """Two 3x3 convolutions, BatchNorm and ReLU before each; a shortcut that changes the width shares the first pair."""
+    """Two 3x3 convolutions with BatchNorm and ReLU before each; a shortcut that changes the width shares the first pair."""
     first = {"bn1": nn.BatchNorm2d(channels_in), "relu1": nn.ReLU(inplace=True)}
     rest = {
         "conv1": conv(channels_in, channels, 3, stride),

@@ -1,4 +1,4 @@
-"""`bam-bench`: what a step, BAM itself, the input, an epoch and a packed machine cost, beside what the machine could do.
+"""`bam-bench`: the cost of a step, of BAM, of the input, of an epoch and of a packed machine, beside the machine's limits.
 
 What each figure means and how it is measured: docs/performance.md.
 """

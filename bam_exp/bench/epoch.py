@@ -1,4 +1,4 @@
-"""`bam-bench epoch`: what a loop adds to a step, and whole epochs through `bam-train`."""
+"""`bam-bench epoch`: the cost that a loop adds to a step, and whole epochs through `bam-train`."""
 
 import argparse
 import json
@@ -20,12 +20,12 @@ from bam_exp.bench.step import Step, ladder
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """What a loop adds to a step, and whole epochs through bam-train."""
+    """The cost that a loop adds to a step, and whole epochs through bam-train."""
     return [*loop_rows(bench), *_epochs(bench, options)]
 
 
 def _epochs(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """Epochs of the built-in data through `bam-train`: evaluation, checkpoint, curves and all; and the typical peer's."""
+    """Epochs of the built-in data through `bam-train`, with evaluation, checkpoints and curves, and the typical peer's."""
     sizes = (50_000, 10_000) if bench.cuda else (1_280, 320)
     backbone = options.backbone or ("resnet50" if bench.cuda else "resnet20")
     batch, epochs = options.batch or 128, 6 if bench.cuda else 3
@@ -54,7 +54,7 @@ def _epochs(bench: Bench, options: argparse.Namespace) -> list[Row]:
 def words_of(
     bench: Bench, sizes: tuple[int, int], backbone: str, *, batch: int, epochs: int, threads: int
 ) -> list[str]:
-    """What one would type after bam-train."""
+    """The words of the bam-train command."""
     return (
         f"data=shapes data.train_size={sizes[0]} data.test_size={sizes[1]} backbone={backbone} recipe=demo "
         f"recipe.batch_size={batch} recipe.epochs={epochs} trainer.device={bench.device.type} trainer.threads={threads}"

@@ -1,4 +1,4 @@
-"""What the benchmarks compare: our BAM, and the released one as its authors wrote it; alone or in a network."""
+"""The forms of BAM that the benchmarks compare: ours, and the released one as its authors wrote it."""
 
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ Attention = Literal["none", "bam", "released"]
 
 MEAN, STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 RELEASED: dict[str, Any] = {"combine": "product", "norm": "released", "rounding": "floor"}
-"""Knobs of the released BAM."""
+"""The keyword arguments of the released BAM."""
 
 
 class LiteralBAM(BAM):

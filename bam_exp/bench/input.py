@@ -1,4 +1,4 @@
-"""`bam-bench input`: batches of CIFAR's size and of photos, as the typical peer makes them and as we do."""
+"""`bam-bench input`: batches of CIFAR's size and of photos, from the typical peer's loader and from ours."""
 
 import argparse
 import tempfile
@@ -30,7 +30,7 @@ from bam_exp.data.photos.loader import PhotoLoader
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """Augmented batches, of CIFAR's size and of photos: the typical peer's loader beside ours."""
+    """Augmented batches of CIFAR's size and of photos, from the typical peer's loader and from ours."""
     bench.measure_ceilings()
     with tempfile.TemporaryDirectory() as folder:
         photos = _given(Path(options.photos)) if options.photos else _drawn(Path(folder))
@@ -39,7 +39,7 @@ def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
 
 
 class Each(Dataset[tuple[Tensor, int]]):
-    """A sample at a time, as torchvision's data sets make them: `make(index)`."""
+    """A data set that makes a sample at a time by `make(index)`, as torchvision's data sets do."""
 
     def __init__(self, count: int, make: Callable[[int], tuple[Tensor, int]]) -> None:
         self.count, self.make = count, make
@@ -52,7 +52,7 @@ class Each(Dataset[tuple[Tensor, int]]):
 
 
 def _compare(bench: Bench, of: str, batch: int, loaders: dict[str, tuple[Any, int]]) -> list[Row]:
-    """Time a pass over so many images of each; ratios are of pairs of a round, to the first."""
+    """Time a pass of each over a number of images. Ratios are those to the first, in pairs within a round."""
 
     def run_through(loader: Any, count: int) -> None:
         for images, labels in islice(loader, -(-count // batch)):
@@ -118,7 +118,7 @@ def _cifar(bench: Bench, batch: int) -> list[Row]:
 
 
 def _given(folder: Path) -> Photos:
-    """Those of a folder of class folders, or of its train/."""
+    """The photos in a folder of class folders, or in its subfolder train/."""
     photos = photos_in(folder / "train") or photos_in(folder)
     if not photos:
         raise ValueError(f"--photos {folder}: should be a folder of class folders with photos in them")
@@ -126,7 +126,7 @@ def _given(folder: Path) -> Photos:
 
 
 def _drawn(folder: Path, count: int = 128) -> Photos:
-    """Clouds of 500 x 375 pixels in 100 kB, much like the mean of ImageNet (110 kB), so that nothing is needed."""
+    """Drawn clouds of 500 x 375 pixels in 100 kB, about the mean of ImageNet (110 kB), so that no data set is needed."""
     say(f"drawing {count} photos")
     (folder / "photos/drawn/clouds").mkdir(parents=True)
     generator = torch.Generator().manual_seed(0)
@@ -141,7 +141,7 @@ def _drawn(folder: Path, count: int = 128) -> Photos:
 
 
 def _reference(photos: Photos, index: int) -> tuple[Tensor, int]:
-    """The training steps of torchvision's reference loader (PIL backend), with our crops in place of its random ones."""
+    """The training steps of torchvision's reference loader (PIL backend), with our crops instead of its random ones."""
     with photos.path(index).open("rb") as file:
         photo = Image.open(file).convert("RGB")
     crop = random_crop(0, 0, index, photo.height, photo.width)
@@ -162,13 +162,13 @@ def _what(photos: Photos) -> str:
 
 
 def _photos(bench: Bench, photos: Photos, batch: int) -> list[Row]:
-    """Both loaders in this process, with one thread: what a worker gets through."""
+    """Both loaders in this process with one thread, which gives the rate of a worker."""
     batch = min(batch, len(photos))
     ours = _loader(photos, batch, "cpu", workers=0, decoder="cpu")
     order = ours._order(ours._generator()).tolist()
     theirs = DataLoader(Each(len(photos), partial(_reference, photos)), batch_size=batch, sampler=order)
     (images, labels), (exact, expected) = next(iter(ours)), next(iter(theirs))
-    # Decoded alike, resized by kernels that round otherwise: by 2 of 255 at most.
+    # Both decode alike, but their resizing kernels round differently: by 2 of 255 at most.
     furthest = ((images - exact).abs().amax((0, 2, 3)) * torch.tensor(ImageNet.std) * 255).max()
     count = min(len(photos), 256) // batch * batch
     torch.set_num_threads(1)
@@ -181,9 +181,9 @@ def _photos(bench: Bench, photos: Photos, batch: int) -> list[Row]:
 
 
 def _steps(bench: Bench, photos: Photos, batch: int) -> list[Row]:
-    """Training steps of ImageNet's ResNet-50 on a GPU: on one batch that is there, and fed with photos."""
+    """Training steps of ImageNet's ResNet-50 on a GPU, on one batch that stays on the device and fed with photos."""
     steps, skipped = 40, 10
-    times = -(-batch * (steps + skipped) // len(photos))  # the same files again and again: no epoch ends
+    times = -(-batch * (steps + skipped) // len(photos))  # the same files are repeated, so that no epoch ends
     names, labels, sizes = (
         np.tile(photos.names, times),
         np.tile(photos.labels % 100, times),

@@ -1,4 +1,4 @@
-"""What a training loop adds to a step: a raw loop, Lightning, the typical use of Lightning, and ours."""
+"""The cost that a training loop adds to a step: a raw loop, Lightning, the typical use of Lightning, and ours."""
 
 import contextlib
 import io
@@ -30,7 +30,7 @@ STEPS, SKIPPED, BATCH = 300, 40, 20
 
 
 class _Clock(pl.Callback):
-    """Measures the time from the first step that counts to the start of the last."""
+    """Measures the time from the first step that counts to the start of the last one."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now, self.seconds = now, 0.0

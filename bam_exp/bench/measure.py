@@ -1,4 +1,4 @@
-"""How the benchmarks measure: a device with its clock and ceilings, operations and bytes counted, errors against float64."""
+"""Measuring: a device with its clock and ceilings, counts of operations and bytes, and errors against float64."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ Row = dict[str, Any]
 
 
 class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what runs inside it: ATen operations that compute (`kernels`), and the `bytes` that they read and write.
+    """Counts the ATen operations inside it that compute (`kernels`), and the `bytes` that they read and write.
 
     Views are free, an expanded dimension counts once, and so does a tensor given twice. On a GPU an operation is about
     one launch; a foreach or fused operation counts as one.
@@ -61,11 +61,11 @@ def _bytes(tensor: Tensor) -> int:
 
 
 class Saved(saved_tensors_hooks):
-    """The bytes that autograd keeps for the backward pass of what runs inside it, apart from `given` tensors."""
+    """Counts the bytes that autograd saves inside it for the backward pass, without `given` tensors."""
 
     def __init__(self, given: Iterable[Tensor]) -> None:
         self._seen = {tensor.untyped_storage()._cdata for tensor in given}
-        self._alive: list[Tensor] = []  # or the address of a freed storage could come again
+        self._alive: list[Tensor] = []  # otherwise the address of a freed storage could be used again
         self.bytes = 0
         super().__init__(self._pack, lambda tensor: tensor)
 
@@ -80,7 +80,7 @@ class Saved(saved_tensors_hooks):
 
 @dataclass
 class Times:
-    """Of each block, the seconds of one call: by the clock of comparisons, by the wall, and of the host."""
+    """Seconds of one call in each block: by the clock of comparisons, in wall time, and of the host."""
 
     seconds: list[float] = field(default_factory=list)
     wall: list[float] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Bench:
         self.copy = self.matmul = 0.0
 
     def once(self, call: Callable[[], object], count: int = 1) -> tuple[float, float, float]:
-        """Seconds of one of `count` calls: by the clock, by the wall, and of the host (to issue it, on a GPU)."""
+        """Seconds of one of `count` calls: by the clock, in wall time, and of the host (on a GPU, to issue the call)."""
         if self.cuda:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
@@ -147,7 +147,7 @@ class Bench:
         return times
 
     def measure_ceilings(self) -> None:
-        """Bytes a second of a large copy (read and written), FLOP a second of a matrix product: the best of this call."""
+        """Bytes per second of a large copy (read and written) and FLOP per second of a matrix product, the best of this call."""
         source = torch.randn(1 << (28 if self.cuda else 25), device=self.device)  # 1 GiB; 128 MiB
         target = torch.empty_like(source)
         n, dtype = (8192, torch.bfloat16) if self.cuda else (1536, torch.float32)
@@ -158,7 +158,7 @@ class Bench:
             self.matmul = max(self.matmul, 2 * n**3 / self.once(lambda: left @ right)[0])
 
     def context(self) -> Row:
-        """What stands above a table."""
+        """The settings that are printed above a table."""
         return {
             "device": self.name,
             "threads": self.threads,
@@ -172,7 +172,7 @@ class Bench:
         }
 
     def figures(self, times: Times, count: int, *, moved: float = 0, flops: float = 0) -> Row:
-        """Of `count` images a call: time with its quartiles, rate, and shares of what the machine could do."""
+        """The columns of a variant with `count` images per call: time with its quartiles, rate, and shares of the ceilings."""
         seconds = median(times.seconds)
         row: Row = {**spread("ms", [1e3 * one for one in times.seconds]), "wall ms": 1e3 * median(times.wall)}
         row["images/s"] = count / seconds
@@ -194,21 +194,21 @@ def spread(name: str, values: Sequence[float]) -> Row:
 
 
 def overhead(times: Times, baseline: Times) -> Row:
-    """Of a step against one without attention, in pairs of a round."""
+    """The columns that compare a step with one without attention, in pairs within a round."""
     pairs = zip(times.seconds, baseline.seconds, strict=True)
     return spread("overhead %", [100 * (one / other - 1) for one, other in pairs])
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
-    """Error relative to the norm."""
+    """The norm of the error relative to the norm of the exact value."""
     return float((found.double() - exact).norm() / exact.norm())
 
 
 def gradients(network: nn.Module) -> Tensor:
-    """All gradients of the weights in one row, float64."""
+    """The gradients of all weights as one float64 vector."""
     return torch.cat([p.grad.double().flatten() for p in network.parameters() if p.grad is not None])
 
 
 def say(line: str) -> None:
-    """Tell the person who waits."""
+    """Print a line of progress to stderr."""
     print(line, file=sys.stderr, flush=True)

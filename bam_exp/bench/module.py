@@ -20,7 +20,7 @@ Make = Callable[[int], nn.Module]
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """Only BAM, forward and backward, at the three seams of a CIFAR ResNet-50."""
+    """BAM alone, forward and backward, at the three seams of a CIFAR ResNet-50."""
     forms: dict[str, Make] = {
         "released BAM": partial(LiteralBAM, **RELEASED),
         "released BAM in our form": partial(BAM, **RELEASED),

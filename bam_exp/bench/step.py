@@ -1,4 +1,4 @@
-"""`bam-bench step`: training steps of one network, a lever at a time."""
+"""`bam-bench step`: training steps of one network, changed one lever at a time."""
 
 import argparse
 import time
@@ -37,7 +37,7 @@ class Variant:
 
 
 def ladder(cuda: bool, *, compiled: bool) -> list[Variant]:
-    """From the typical peer's step to ours, a lever at a time, with baselines and the released BAM beside it."""
+    """The variants from the typical peer's step to ours, one lever at a time, with baselines and the released BAM."""
     peer = partial(Variant, attention="released", channels_last=False)
     fast = partial(Variant, precision="bfloat16" if cuda else "float32")
     eager = "no attention"
@@ -78,7 +78,7 @@ class Step:
         self.sums = torch.zeros(2, device=images.device)
 
     def gradients(self) -> tuple[Tensor, Tensor]:
-        """Forward and backward; logits and loss."""
+        """Run forward and backward; returns logits and loss."""
         with torch.autocast(self.images.device.type, torch.bfloat16, enabled=self.variant.precision == "bfloat16"):
             logits = self.network(self.images)
             loss = F.cross_entropy(logits, self.labels)
@@ -103,7 +103,7 @@ LIMITS = {
     ("cuda", "float32"): (0.02, 0.4),  # TF32 in the convolutions
     ("cuda", "bfloat16"): (0.1, 0.6),
 }
-"""How far logits and gradients may be from float64's, relative to their norm."""
+"""The largest errors of logits and gradients against float64, relative to their norm, that pass the check."""
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
@@ -168,7 +168,7 @@ def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
 
 
 def _on_cuda(one: Step) -> Row:
-    """Kernels by the profiler, and the largest memory of a step with what the variant keeps between steps."""
+    """The profiler's number of kernels, and the peak memory of a step, including what the variant keeps between steps."""
     from torch._dynamo.utils import counters
 
     own = [*one.network.parameters(), *one.network.buffers()]
@@ -189,7 +189,7 @@ def _on_cuda(one: Step) -> Row:
 
 
 def _agreement(bench: Bench, options: argparse.Namespace, images: Tensor, labels: Tensor) -> list[Row]:
-    """How far losses drift from those of eager mode over `--agree` steps: compiled, and by other rounding alone."""
+    """The drift of losses from those of eager mode over `--agree` steps: compiled, and by rounding alone."""
     fast: dict[str, Any] = {"precision": "bfloat16" if bench.cuda else "float32"}
     ways = {
         "eager": Variant("", **fast),

@@ -10,7 +10,7 @@ from bam_exp.bench.measure import Bench, Row, say
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """Several runs on the device at once: what each then takes, and what all together get through."""
+    """Several runs on the device at once: the time of each, and the rate of all together."""
     sizes, epochs = ((50_000, 10_000), 5) if bench.cuda else ((1_280, 320), 4)
     backbones = ["preresnet110", "resnet50", "wrn28_10"] if bench.cuda else ["resnet20"]
     packs = options.packed or ([1, 2, 4, 8] if bench.cuda else sorted({1, bench.cores}))
@@ -25,7 +25,7 @@ def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
             with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(packed) as pool:
                 each = [[*words, f"seed={seed}", f"output_dir={folder}/{seed}"] for seed in range(packed)]
                 results = list(pool.map(bam_train, each))
-            # Epochs in the middle of a run, when all are at it: the first compiles, and they do not end together.
+            # Epochs in the middle, when all runs are training: the first epoch compiles, and the runs do not end together.
             rate = sum(sizes[0] / result["seconds_per_epoch"] for result in results)
             alone = alone or rate
             found.append(

@@ -1,4 +1,4 @@
-"""What the benchmarks leave behind: tables in the terminal, <device>.csv, .md and a chart."""
+"""The output of the benchmarks: tables in the terminal, <device>.csv, .md and a chart."""
 
 import csv
 import re
@@ -15,15 +15,15 @@ COMMANDS = {
     "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
     "sweep": "several runs on the device at once, what all together get through: two minutes",
 }
-"""A module of bam_exp.bench each, whose `rows` measures."""
+"""The sub-commands: each is a module of bam_exp.bench whose `rows` measures."""
 
 CONTEXT = ("device", "threads", "torch", "date", "clock", "rounds", "copy GB/s", "matmul GFLOP/s", "load")
 DETAILS = ("attention", "wall ms", "ceiling images/s", "logits error", "gradient error", "MB an image", "saved MB")
-"""Columns of the files that a terminal has no room for, as it has none for spreads."""
+"""Columns of the files for which a terminal has no room. Quartiles are not shown there, either."""
 
 
 def write(folder: Path, command: str, rows: Sequence[Row], context: Row) -> list[Path]:
-    """Put the rows of one sub-command into <device>.csv in place of its earlier ones; make <device>.md and .png from it."""
+    """Replace the rows of a sub-command in <device>.csv, and make <device>.md and .png from it."""
     folder.mkdir(parents=True, exist_ok=True)
     name = re.sub(r"[^a-z0-9]+", "-", str(context["device"]).lower()).strip("-")
     table, text, chart = (folder / f"{name}.{suffix}" for suffix in ("csv", "md", "png"))
@@ -60,7 +60,7 @@ def _above(row: Row) -> str:
 
 
 def tables(rows: Sequence[Row], *, brief: bool = False) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """A table of each thing that rows are `of`: what, the columns that have something in them, the cells."""
+    """A table for each value of the column `of`: the value, the columns that are not empty, and the cells."""
     for of in dict.fromkeys(row["of"] for row in rows):
         found = [row for row in rows if row["of"] == of]
         hidden = (*CONTEXT, "command", "of", *(DETAILS if brief else ()))
@@ -75,7 +75,7 @@ def tables(rows: Sequence[Row], *, brief: bool = False) -> Iterator[tuple[str, l
 
 
 def draw(path: Path, rows: Sequence[Row]) -> None:
-    """Bars of the steps and of BAM alone in images a second, each with the ceiling of its bytes and FLOPs drawn in."""
+    """Draw the rates of the steps and of BAM alone in images per second, each with the ceiling of its bytes and FLOPs."""
     import matplotlib as mpl
 
     mpl.use("Agg")

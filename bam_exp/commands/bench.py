@@ -12,13 +12,14 @@ from bam_exp.config import choice_names, one_line
 
 
 def _positive(word: str) -> int:
-    number = int(word)
+    """Convert an argument to a whole number above 0."""
+    try:
+        number = int(word)
+    except ValueError:
+        number = 0
     if number < 1:
-        raise ValueError
+        raise argparse.ArgumentTypeError(f"{word}: should be a whole number above 0")
     return number
-
-
-_positive.__name__ = "whole number above 0"  # argparse: "invalid whole number above 0 value: '0'"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
   bam-bench module
   bam-bench step --no-compile       three minutes
   bam-bench step --backbone preresnet110 --batch 128
-  bam-bench input --photos DIR      photos of one's own
+  bam-bench input --photos DIR      photos of yours
   bam-bench epoch
   bam-bench sweep --packed 1 2 4    where trainer.runs_per_gpu gains, and where it loses
 
@@ -69,7 +70,7 @@ a call replaces what that sub-command wrote there before. One that computes some
 
 
 def main() -> None:
-    """`bam-bench`; what was typed wrong ends in one line and exit code 2, a failed check in exit code 1."""
+    """Run `bam-bench`. Wrong arguments end it with one line and exit code 2, a failed check with exit code 1."""
     options = _parser().parse_args()
     started = time.perf_counter()
     from bam_exp.bench import table

@@ -23,7 +23,7 @@ PATHS = ("data_root", "output_dir", "weights", "evaluate")
 """The settings that are paths."""
 
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe YAML loader; the fast one where PyYAML was built with it."""
+"""The safe YAML loader, in C if PyYAML was built with it."""
 
 
 def config_dir() -> Path:

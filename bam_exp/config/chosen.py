@@ -1,4 +1,4 @@
-"""What was chosen for a run: resolved and checked once, so that nothing behind it reads a config."""
+"""The choices of a run, resolved and checked once, so that nothing behind them reads a config."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -98,7 +98,7 @@ class Chosen:
 
     @classmethod
     def of(cls, cfg: DictConfig, names: Mapping[str, str] | None = None) -> Self:
-        """What a composed config says.
+        """The choices that a composed config makes.
 
         Args:
             names: the files that Hydra took, group to choice; without it, `cfg` contains its `hydra` node.

@@ -49,7 +49,7 @@ _ADMITTED = "only what bam_exp itself defines can be a target, or a package name
 
 
 def _is_admitted(name: str) -> bool:
-    """Whether a dotted name belongs to a package whose callables configs may name."""
+    """Return whether a dotted name belongs to a package whose callables configs may name."""
     return name.partition(".")[0] in packages()
 
 

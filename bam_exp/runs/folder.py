@@ -30,7 +30,7 @@ _OPEN = ConfigDict(extra="allow", allow_inf_nan=True)
 
 
 class Begun(BaseModel):
-    """What every reader needs of `run.json`."""
+    """The part of `run.json` that every reader needs."""
 
     model_config = _OPEN
     fingerprint: str
@@ -40,7 +40,7 @@ class Begun(BaseModel):
 
 
 class Result(BaseModel):
-    """What every reader needs of `result.json`."""
+    """The part of `result.json` that every reader needs."""
 
     model_config = _OPEN
     fingerprint: str
@@ -58,13 +58,13 @@ class Failure(BaseModel):
 
 
 class Progress(BaseModel):
-    """How far a run is."""
+    """The progress of a run."""
 
     epoch: int
     epochs: int
     seconds_to_go: FiniteFloat
     time: FiniteFloat
-    """When this was written, in seconds since 1970."""
+    """The time of writing, in seconds since 1970."""
 
 
 Content = TypeVar("Content", bound=BaseModel)
@@ -120,7 +120,7 @@ def result_of(run: Run) -> dict[str, Any] | None:
 
 
 def is_done(run: Run) -> bool:
-    """Whether the run has a valid result."""
+    """Return whether the run has a valid result."""
     try:
         return result_of(run) is not None
     except ConfigError:
@@ -143,7 +143,7 @@ def begin(run: Run) -> str:
 
 
 def write_result(run: Run, result: Mapping[str, Any]) -> None:
-    """Write `result.json`, after deleting what only an unfinished run has: once it is done, nobody would come back for that."""
+    """Delete the files that only an unfinished run has, then write `result.json`."""
     for name in (ERROR, PROGRESS, OWNER):
         (run.folder / name).unlink(missing_ok=True)
     write_atomically(run.folder / RESULT, json.dumps(result, indent=1) + "\n")
@@ -190,7 +190,7 @@ def read_progress(folder: Path) -> Progress | None:
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a checkpoint from which the run continues."""
+    """Return whether there is a checkpoint from which the run continues."""
     return any(folder.glob(CHECKPOINTS))
 
 
@@ -200,7 +200,7 @@ def now() -> str:
 
 
 def _outdated(run: Run, content: Mapping[str, Any], schema: int) -> str | None:
-    """Why a run of an older schema neither counts as done nor continues; None if it counts as done."""
+    """The reason why a run of an older schema neither counts as done nor continues, or None if it counts as done."""
     hardware = content.get("hardware")
     if not isinstance(hardware, dict):
         return "it is unfinished, and the rest would be trained and tested in another way"

@@ -17,7 +17,7 @@ from bam_exp.runs.run import Run
 
 LOCK = ".lock"
 _PATIENCE_S = 1.0
-"""How long to try for a lock, because `is_running` holds it for a moment."""
+"""Seconds to try for a lock, because `is_running` holds it for a moment."""
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def read_owner(folder: Path) -> str:
 
 
 def is_running(folder: Path) -> bool | None:
-    """Whether a process holds the lock of a run's folder; None if its owner is on another machine, whose locks may not show.
+    """Return whether a process holds the lock of a run's folder; None if its owner is on another machine, whose locks may not show.
 
     The lock decides, not the number of the owner's process, which the system may have given to another one since.
     """
@@ -75,5 +75,5 @@ def is_running(folder: Path) -> bool | None:
 
 
 def running_elsewhere(run: Run) -> bool:
-    """Whether another process of this machine is training the run."""
+    """Return whether another process of this machine is training the run."""
     return is_running(run.folder) is True

@@ -1,4 +1,4 @@
-"""What a finished run records in `result.json`."""
+"""The content of `result.json`, the record of a finished run."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ def make_result(
 
 
 def _commit() -> dict[str, Any]:
-    """The commit of the code and whether its tree was dirty; None where it is not run from a checkout."""
+    """The commit of the code and whether its tree was dirty; None outside a checkout."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:

@@ -128,7 +128,7 @@ def _read(path: Path) -> Iterator[Line]:
 
 
 def _fault(row: Mapping[Any, Any]) -> str | None:
-    """What is wrong with a line of the store, or None."""
+    """The first fault in a line of the store, or None."""
     if None in row or any(value is None for value in row.values()):
         return f"has {'more' if None in row else 'fewer'} cells than the head has columns"
     if not re.fullmatch(r"\d+", row["seed"]):

@@ -1,4 +1,4 @@
-"""SLURM jobs that are lost: each counts as a failed run, where submitit would end the whole sweep."""
+"""SLURM jobs that are lost: each counts as a failed run, instead of ending the whole sweep as in submitit."""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Reading tables: conf/table/<table>.yaml, of the package or of a folder of the user's."""
+"""Reading tables: conf/table/<table>.yaml, of the package or of the user's folders."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,7 +94,7 @@ def load_table(name: str) -> Table:
 
 
 def _inconsistent(file: _TableFile) -> str | None:
-    """What does not fit together in a table's file, in a line; None if everything does."""
+    """The first inconsistency in a table's file, in one line, or None."""
     for column in [*file.columns, file.metric]:
         if column not in FIGURES:
             return f"columns: {column} is none of {', '.join(FIGURES)}"

@@ -19,7 +19,7 @@ class Row:
     set: Mapping[str, Any]
     """`base` of the table and `set` of the row together."""
     counting: Mapping[str, Any]
-    """How the paper counts GFLOPs where that is not the network's own count: for a head of other `classes`, with `bias`."""
+    """The paper's way of counting GFLOPs if it is not the network's own: for a head of other `classes`, with `bias`."""
     notes: Mapping[str, str]
     """Figure to the reason why ours is expected to differ from the printed one."""
 
@@ -29,7 +29,7 @@ class Row:
         return f"+row/{self.table}={self.name}"
 
     def chosen(self, extra: Sequence[str] = ()) -> Chosen:
-        """What the row chooses; `extra` overrides take precedence.
+        """The choices of the row; `extra` overrides take precedence.
 
         Raises:
             ConfigError: if an override does not fit.
