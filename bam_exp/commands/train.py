@@ -58,7 +58,7 @@ def start(cfg: DictConfig) -> float | None:
         if not OmegaConf.is_missing(state.job, "num"):  # only a job of a sweep has a number
             from bam_exp.sweeps.child import train_in_child
 
-            train_in_child(run, machine)
+            train_in_child(run, machine, state.job.num)
         elif (result := result_of(run)) is not None:
             if machine.world.rank == 0:
                 figure = FIGURES[parts.task.headline]

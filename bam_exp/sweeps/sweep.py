@@ -22,7 +22,7 @@ from bam_exp.machine.world import World
 from bam_exp.runs.folder import failure_of, has_checkpoint, is_done, result_of
 from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
-from bam_exp.sweeps.child import SWEEP
+from bam_exp.sweeps.child import JOBS, SWEEP
 from bam_exp.sweeps.slurm import lost_jobs_recorded
 
 
@@ -50,6 +50,7 @@ class Sweep(Callback):
             self._check_jobs(config)
             _make_folder(config)
             Sweep.active = self
+            os.environ[JOBS] = str(len(self.jobs))
             done = sum(is_done(run) for run in self.runs.values())
             say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
             if done == len(self.runs):

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from bam_exp.console import say
+from bam_exp.console import label, say
 from bam_exp.durations import duration
 from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
@@ -37,7 +37,7 @@ class Progress(pl.Callback):
         threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
         processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
-        self._say(f"{self.name}: training on {device.type}{processes}{threads}{where}")
+        self._say(f"{label()}{self.name}: training on {device.type}{processes}{threads}{where}")
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -81,7 +81,7 @@ class Progress(pl.Callback):
         tested = f"test/{figure.name}"
         error = f"  test {figure.text(figures[tested])}" if tested in figures else ""
         self._say(
-            f"  epoch {epoch:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
+            f"{label() or '  '}epoch {epoch:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
             f"  {duration(self.timing.seconds[-1])} ({self.timing.times[-1]['step_ms']:.0f} ms a step{waited}){skipped}"
             + (f"  {duration(to_go)} to go" if to_go else "")
         )
