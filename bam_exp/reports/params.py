@@ -52,13 +52,13 @@ def _params(table_names: Sequence[str], form: str) -> int:
     if form == "text":
         if any(row.counting for table in counted for row in table.rows):
             print(
-                "\n* the print counts otherwise: CIFAR networks with a head of 1,000 classes, SqueezeNet with the additions of"
+                "\n* the paper counts differently: CIFAR networks with a head of 1,000 classes, SqueezeNet with the additions of"
             )
             print("  its biases (docs/faithfulness.md)")
         if reasons:
             print("\nFigures that differ, and why:\n" + "\n".join(f"  {reason}" for reason in reasons))
         print(
-            f"\n{sum(counts.values())} printed figures: {counts['yes']} equal to the print's precision, "
+            f"\n{sum(counts.values())} printed figures: {counts['yes']} equal to the printed precision, "
             f"{counts['noted']} differ as noted, {counts['no'] + counts['unexpected']} against expectation"
             + "".join(f"; {table.name}: detectors, not counted" for table in loaded if table not in counted)
         )
