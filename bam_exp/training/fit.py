@@ -67,10 +67,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     if learner.evaluate_last() and machine.best_weights:
         writer.write_if_best(learner.history[-1])
     writer.write()
-    if learner.picture is not None:
-        write_picture(run, learner.picture)
-        logger.show(learner.picture)
-
+    _show_picture(run, learner, logger)
     metrics = learner.metrics()
     curves = [name for name in learner.history[-1] if name != "test/images"]
     logger.close(settings_of(run, cost.params), [*curves, f"best/{learner.task.headline}"])
@@ -88,6 +85,13 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     write_result(run, result)
     _print_summary(run, result, graphs_skipped(machine.compile_used))
     return result
+
+
+def _show_picture(run: Run, learner: Learner, logger: Curves) -> None:
+    """Write the picture of the last evaluation, if the task has one, to the run's folder and to TensorBoard."""
+    if learner.picture is not None:
+        write_picture(run, learner.picture)
+        logger.show(learner.picture)
 
 
 def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
