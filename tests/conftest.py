@@ -5,6 +5,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the tests run side by side, one core each
 
 import sys
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,25 @@ def shared() -> Path:
     folder = Path(os.environ.get("BAM_SHARED", REPOSITORY.parent / "shared"))
     if not (folder / "data" / "README.md").is_file():
         pytest.skip(f"no real data at {folder} (set BAM_SHARED to the folder that holds it)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_coco(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data_root of 50 + 50 photos of COCO 2017 with their annotations."""
+    return _unpacked(shared / "data/tiny_coco.tar.xz", tmp_path_factory) / "tiny_coco/tiny_coco"
+
+
+@pytest.fixture(scope="session")
+def voc_mini(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data_root of 137 + 137 photos in VOC's layout; their boxes are COCO's."""
+    return _unpacked(shared / "data/voc-format-mini.tar", tmp_path_factory) / "voc-format-mini"
+
+
+def _unpacked(tar: Path, folders: pytest.TempPathFactory) -> Path:
+    folder = folders.mktemp("boxes")
+    with tarfile.open(tar) as content:
+        content.extractall(folder, filter="data")
     return folder
 
 

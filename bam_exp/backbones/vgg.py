@@ -30,25 +30,12 @@ class VGG(Backbone):
         batch_norm: bool = False,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
     ) -> None:
-        stages = nn.Sequential()
-        seams: dict[str, list[Seam]] = {"bottleneck": [], "block": []}
-        channels_in = 3
-        for i, (channels, blocks) in enumerate(zip(WIDTHS, BLOCKS[depth], strict=True)):
-            one_more = partial(initialised, conv_relu, channels, channels, batch_norm=batch_norm)
-            stage = nn.Sequential()
-            if i > 0:
-                stage.add_module("pool", nn.MaxPool2d(2))
-            for j in range(blocks):
-                stage.add_module(str(j), conv_relu(channels_in, channels, batch_norm=batch_norm))
-                seams["block"].append(Seam(f"stages.{i}.{j}", channels, one_more))
-                channels_in = channels
-            stages.append(stage)
-            seams["bottleneck"].append(Seam(f"stages.{i}", channels, one_more))
+        stages, seams = vgg_stages(depth, batch_norm=batch_norm)
         head = sequential(
             pool=nn.MaxPool2d(2),
             resize=nn.AdaptiveAvgPool2d(7),
             flatten=nn.Flatten(),
-            fc1=nn.Linear(channels_in * 7 * 7, 4096),
+            fc1=nn.Linear(WIDTHS[-1] * 7 * 7, 4096),
             relu1=nn.ReLU(inplace=True),
             dropout1=nn.Dropout(dropout),
             fc2=nn.Linear(4096, 4096),
@@ -72,6 +59,25 @@ class VGG(Backbone):
                 index += 3 if self.batch_norm else 2
             index += 1  # the max-pool
         return names
+
+
+def vgg_stages(depth: int, *, batch_norm: bool) -> tuple[nn.Sequential, dict[str, list[Seam]]]:
+    """The five stages of convolutions with their seams; every stage but the first opens with the pool before it."""
+    stages = nn.Sequential()
+    seams: dict[str, list[Seam]] = {"bottleneck": [], "block": []}
+    channels_in = 3
+    for i, (channels, blocks) in enumerate(zip(WIDTHS, BLOCKS[depth], strict=True)):
+        one_more = partial(initialised, conv_relu, channels, channels, batch_norm=batch_norm)
+        stage = nn.Sequential()
+        if i > 0:
+            stage.add_module("pool", nn.MaxPool2d(2))
+        for j in range(blocks):
+            stage.add_module(str(j), conv_relu(channels_in, channels, batch_norm=batch_norm))
+            seams["block"].append(Seam(f"stages.{i}.{j}", channels, one_more))
+            channels_in = channels
+        stages.append(stage)
+        seams["bottleneck"].append(Seam(f"stages.{i}", channels, one_more))
+    return stages, seams
 
 
 def conv_relu(channels_in: int, channels: int, *, batch_norm: bool) -> nn.Sequential:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import functional
 
+from bam_exp.bench import boxes
 from bam_exp.bench.forms import MEAN, STD, network_of
 from bam_exp.bench.measure import Bench, Row, relative, say, spread
 from bam_exp.bench.step import Step, Variant
@@ -30,11 +31,15 @@ from bam_exp.data.photos.loader import PhotoLoader
 
 
 def rows(bench: Bench, options: argparse.Namespace) -> list[Row]:
-    """Augmented batches of CIFAR's size and of photos, from the typical peer's loader and from ours."""
+    """Augmented batches of CIFAR's size, of photos and of photos with boxes, from the typical peer's loader and from ours."""
     bench.measure_ceilings()
     with tempfile.TemporaryDirectory() as folder:
         photos = _given(Path(options.photos)) if options.photos else _drawn(Path(folder))
-        found = [*_cifar(bench, options.batch or 128), *_photos(bench, photos, options.batch or 64)]
+        found = [
+            *_cifar(bench, options.batch or 128),
+            *_photos(bench, photos, options.batch or 64),
+            *boxes.rows(bench, photos),
+        ]
         return found + (_steps(bench, photos, options.batch or 256) if bench.cuda else [])
 
 

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
-from bam_exp.config import choice_names, one_line
+from bam_exp.config import choice_file, choice_names, one_line
 
 
 def _positive(word: str) -> int:
@@ -20,6 +20,10 @@ def _positive(word: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{word}: should be a whole number above 0")
     return number
+
+
+def _is_detector(backbone: str) -> bool:
+    return str(choice_file("backbone", backbone).get("_target_")).startswith("bam_exp.detectors.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +49,7 @@ a call replaces what that sub-command wrote there before. One that computes some
         option = partial(one.add_argument, type=_positive, metavar="N")
         if name in ("step", "epoch", "sweep"):
             default = "resnet50" if name == "step" else None
-            backbones = choice_names("backbone")
+            backbones = [name for name in choice_names("backbone") if not _is_detector(name)]
             listed = "a network for CIFAR: a file of conf/backbone"
             one.add_argument("--backbone", choices=backbones, default=default, metavar="NAME", help=listed)
         option("--batch", help="images a step (128, and on a CPU 16 in step and module)")

@@ -10,6 +10,8 @@ from bam_exp.errors import BamError
 
 EXAMPLES = """examples:
   bam-data cifar100 DIR          then: bam-train data=cifar100 data_root=DIR ...
+  bam-data coco DIR              then: bam-train data=coco data_root=DIR ...
+  bam-data voc DIR               then: bam-train data=voc data_root=DIR ...
   bam-data imagenet TARS DIR     then: bam-train data=imagenet data_root=DIR ...
 
 Interrupted, the same command continues."""
@@ -33,6 +35,15 @@ def _parser() -> argparse.ArgumentParser:
     cifar.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
     cifar.add_argument("--mirror", metavar="URL", help=f"https address of another folder that holds {cifar100.ARCHIVE}")
 
+    for name, what in (("coco", "COCO 2017, 19 GB"), ("voc", "PASCAL VOC 2007 and 2012, 3 GB")):
+        boxed = data_sets.add_parser(
+            name,
+            help=f"download {what}",
+            description=f"Download {what} into DIR/{name}. Interrupted, the same command continues.",
+        )
+        boxed.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+        boxed.add_argument("--mirror", metavar="URL", help="https address of another folder that holds the archives")
+
     imagenet = data_sets.add_parser(
         "imagenet",
         help="unpack the official tars of ImageNet-1K, 155 GB",
@@ -54,11 +65,13 @@ The md5 of each is checked first, which takes 10 minutes on a fast disk. Interru
 
 
 def _run(options: argparse.Namespace) -> None:
-    from bam_exp.data import cifar100, imagenet_tars
+    from bam_exp.data import boxed_archives, cifar100, imagenet_tars
 
     if options.data == "cifar100":
         cifar100.download(options.root, mirror=options.mirror)
         print(f"CIFAR-100 is in {options.root / cifar100.FOLDER}")
+    elif options.data in boxed_archives.ARCHIVES:
+        print(f"{options.data} is in {boxed_archives.download(options.data, options.root, mirror=options.mirror)}")
     else:
         md5 = {name: getattr(options, name) for name in imagenet_tars.MD5}
         print(f"ImageNet is in {imagenet_tars.unpack(options.tars, options.root, md5)}")

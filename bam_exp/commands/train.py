@@ -126,7 +126,7 @@ def main() -> None:
     """`bam-train`; wrong input ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors, instead of printing them over many lines
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choice_names(group)), replace=True)
-    OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.trained_tables()), replace=True)
+    OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.table_names()), replace=True)
     OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
     with one_line_errors("bam-train"):
         _typed[:] = words = sys.argv[1:]

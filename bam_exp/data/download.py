@@ -45,12 +45,12 @@ def only_process(lock: Path, task: str) -> Iterator[None]:
         held.release()
 
 
-def fetch(url: str, path: Path, *, md5: str, size: int) -> None:
+def fetch(url: str, path: Path, *, md5: str, size: int | None = None) -> None:
     """Download `url` to `path`, unless the file is there with the right digest, and show the progress on stderr.
 
     Only https is accepted, also in redirects. The bytes go to `path`.part, which a later call continues where the server
     supports ranges, and which becomes `path` once its digest is right. One process at a time downloads to a path.
-    size: of the file in bytes. Raises DataError.
+    size: of the file in bytes; None asks the server. Raises DataError.
     """
     try:
         if path.is_file() and md5_of(path) == md5:
@@ -59,7 +59,7 @@ def fetch(url: str, path: Path, *, md5: str, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with only_process(path.with_name(f".{path.name}.lock"), f"to download {path}"):
             if not (path.is_file() and md5_of(path) == md5):  # Another process may have completed it meanwhile.
-                _download(url, path, md5, size)
+                _download(url, path, md5, _length(url) if size is None else size)
     except OSError as error:
         raise DataError(f"{error.filename or path}: cannot be written or read ({error.strerror or error})") from error
 
@@ -76,6 +76,19 @@ def _download(url: str, path: Path, md5: str, size: int) -> None:
         part.unlink()
         raise DataError(f"{url}: what arrived has the md5 {received} and should have {md5}; it was deleted")
     part.replace(path)
+
+
+def _length(url: str) -> int:
+    """Ask the server how many bytes a file has."""
+    try:
+        with build_opener(_HttpsRedirects).open(Request(url, method="HEAD"), timeout=60) as response:
+            return int(response.headers["Content-Length"])
+    except HTTPError as error:
+        raise DataError(f"{url}: the server answers {error.code} {error.reason}") from error
+    except (OSError, HTTPException, TypeError, ValueError) as error:
+        raise DataError(
+            f"{url}: the server does not say how long the file is ({error or type(error).__name__})"
+        ) from error
 
 
 def _complete(part: Path, url: str, size: int) -> str:

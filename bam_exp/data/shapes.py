@@ -1,6 +1,5 @@
 """Shapes: a small data set that the package draws itself, so that every command can be tried without a download."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +10,10 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from bam_exp.data.dataset import Split
+from bam_exp.data.drawing import SHAPES, Bytes, Canvas, Integers, Mask, Numbers, paint, with_noise
 from bam_exp.data.on_device import OnDevice
 from bam_exp.schema import checked
 
-Integers = npt.NDArray[np.int32]
-Bytes = npt.NDArray[np.uint8]
-Mask = npt.NDArray[np.bool_]
-
-KINDS = ("disc", "square", "triangle", "cross", "ring")
 PLACES = ("above", "below", "beside", "inside")
 VERSION = 1  # of the drawing; any change of a pixel raises it
 
@@ -28,8 +23,7 @@ _BARS, _DECOYS, _DOTS = 4, 3, 5
 _DRAWS = 128  # random words per image for everything but the noise
 _NOISE_WORDS = 3 * _SIZE * _SIZE // 8
 _CHUNK = 250  # images drawn at once: the working set stays in the cache
-_DIRECTIONS = np.array([(1, 0), (0, 1), (1, 1), (1, -1)], dtype=np.int32)
-_Y, _X = np.mgrid[:_SIZE, :_SIZE].astype(np.int32)
+_CANVAS = Canvas(_SIZE)
 
 
 class Shapes(OnDevice):
@@ -53,7 +47,7 @@ class Shapes(OnDevice):
         pad, flip: augmentation of the training set, as in `DeviceLoader`.
     """
 
-    num_classes = len(KINDS) * len(PLACES)
+    num_classes = len(SHAPES) * len(PLACES)
     size = _SIZE
     mean = (0.37, 0.37, 0.37)
     std = (0.19, 0.19, 0.19)
@@ -86,7 +80,7 @@ class Shapes(OnDevice):
 
     def class_names(self) -> list[str]:
         """Names of the classes, in the order of the labels: `disc-above`, `disc-below`, ..."""
-        return [f"{kind}-{place}" for kind in KINDS for place in PLACES]
+        return [f"{kind}-{place}" for kind in SHAPES for place in PLACES]
 
     def _draw(self, split: Split) -> tuple[Bytes, Mask, npt.NDArray[np.int64]]:
         count = self.train_size if split == "train" else self.test_size
@@ -100,30 +94,13 @@ class Shapes(OnDevice):
             shape = images[chunk].shape
             raw = stream.random_raw(shape[0] * (_DRAWS + _NOISE_WORDS)).reshape(shape[0], -1)
             noise = raw[:, _DRAWS:].astype("<u8").view(np.uint8).reshape(shape)
-            images[chunk], masks[chunk] = _draw_pictures(labels[chunk].astype(np.int32), _Numbers(raw), noise)
+            images[chunk], masks[chunk] = _draw_pictures(
+                labels[chunk].astype(np.int32), Numbers(raw[:, :_DRAWS]), noise
+            )
         return images, masks, labels
 
 
-class _Numbers:
-    """Random numbers for N images at once; each call uses the next word of every image."""
-
-    def __init__(self, raw: npt.NDArray[np.uint64]) -> None:
-        self._columns: Iterator[npt.NDArray[np.uint64]] = iter(raw[:, :_DRAWS].T)
-
-    def below(self, bound: int | Integers) -> Integers:
-        """Integers uniform in 0 ... bound - 1, shape N."""
-        return np.asarray(next(self._columns) % np.asarray(bound, dtype=np.uint64), dtype=np.int32)
-
-    def colour(self, low: int, high: int) -> Integers:
-        """Colours uniform in low ... high - 1 in each channel, shape N x 3."""
-        return low + np.stack([self.below(high - low) for _ in range(3)], axis=1)
-
-    def direction(self) -> Integers:
-        """Directions (right, down or a diagonal), shape N x 2."""
-        return _DIRECTIONS[self.below(len(_DIRECTIONS))]
-
-
-def _draw_pictures(label: Integers, numbers: _Numbers, noise: Bytes) -> tuple[Bytes, Mask]:
+def _draw_pictures(label: Integers, numbers: Numbers, noise: Bytes) -> tuple[Bytes, Mask]:
     """Draw pictures of the given classes, N x 3 x 32 x 32, and the masks of their targets, N x 32 x 32."""
     kind, place = label // len(PLACES), label % len(PLACES)
     # The position of the white dot relative to the shape's centre, and then the places where both fit into the picture.
@@ -137,78 +114,26 @@ def _draw_pictures(label: Integers, numbers: _Numbers, noise: Bytes) -> tuple[By
     )
     dot_x, dot_y = dot_x + x, dot_y + y
 
-    picture = _gradient([numbers.colour(30, 170) for _ in range(4)])
+    picture = _CANVAS.gradient([numbers.colour(30, 170) for _ in range(4)])
     for _ in range(_BARS):
-        bar = _bar(numbers.below(_SIZE), numbers.below(_SIZE), numbers.direction(), 1 + numbers.below(10))
-        _paint(picture, bar, numbers.colour(20, 190))
+        bar = _CANVAS.bar(numbers.below(_SIZE), numbers.below(_SIZE), numbers.direction(), 1 + numbers.below(10))
+        paint(picture, bar, numbers.colour(20, 190))
     for decoy in range(_DECOYS):
         # At least 12 pixels from the white dot in x or in y, so that it is clearly not the shape that has the dot.
         far, anywhere = 12 + numbers.below(9), numbers.below(_SIZE)
         decoy_x, decoy_y = (dot_x + far, anywhere) if decoy % 2 == 0 else (anywhere, dot_y + far)
         decoy_x, decoy_y = decoy_x % _SIZE, decoy_y % _SIZE
-        shape = _shape(numbers.below(len(KINDS)), decoy_x, decoy_y, 4 + numbers.below(4))
-        _paint_shape(picture, shape, decoy_x, decoy_y, numbers)
+        shape = _CANVAS.shape(numbers.below(len(SHAPES)), decoy_x, decoy_y, 4 + numbers.below(4))
+        _CANVAS.paint_striped(picture, shape, decoy_x, decoy_y, numbers)
     for _ in range(_DOTS):
         # With one channel full and another off, a dot is as bright as the white one but never white.
         colour, full, off = numbers.colour(0, 256), numbers.below(3), 1 + numbers.below(2)
         rows = np.arange(len(colour))
         colour[rows, full], colour[rows, (full + off) % 3] = 255, 0
-        _paint(picture, _dot(numbers.below(_SIZE), numbers.below(_SIZE)), colour)
-    shape = _shape(kind, x, y, radius)
-    _paint_shape(picture, shape, x, y, numbers)
-    dot = _dot(dot_x, dot_y)
-    _paint(picture, dot, np.full((1, 3), 255, dtype=np.int32))
+        paint(picture, _CANVAS.dot(numbers.below(_SIZE), numbers.below(_SIZE)), colour)
+    shape = _CANVAS.shape(kind, x, y, radius)
+    _CANVAS.paint_striped(picture, shape, x, y, numbers)
+    dot = _CANVAS.dot(dot_x, dot_y)
+    paint(picture, dot, np.full((1, 3), 255, dtype=np.int32))
 
-    picture += noise.astype(np.int32) % 64 - 32
-    return np.clip(picture, 0, 255).astype(np.uint8), shape | dot
-
-
-def _paint(picture: Integers, where: Mask, colour: Integers) -> None:
-    np.copyto(picture, colour[:, :, None, None], where=where[:, None])
-
-
-def _paint_shape(picture: Integers, shape: Mask, x: Integers, y: Integers, numbers: _Numbers) -> None:
-    """Paint a shape around (x, y) in stripes of a colour and of half its brightness."""
-    direction, width, phase = numbers.direction(), 2 + numbers.below(2), numbers.below(4)
-    stripe = (_along(x, y, direction) + phase[:, None, None]) // width[:, None, None]
-    colour = numbers.colour(0, 200)
-    _paint(picture, shape, colour)
-    _paint(picture, shape & (stripe % 2 == 1), colour // 2)
-
-
-def _gradient(corners: list[Integers]) -> Integers:
-    """Interpolate bilinearly between the colours of the corners, N x 3 x 32 x 32."""
-    last = _SIZE - 1
-    weights = ((last - _Y) * (last - _X), (last - _Y) * _X, _Y * (last - _X), _Y * _X)
-    total = sum(corner[:, :, None, None] * weight for corner, weight in zip(corners, weights, strict=True))
-    return np.asarray(total // last**2, dtype=np.int32)
-
-
-def _along(x: Integers, y: Integers, direction: Integers) -> Integers:
-    """Return the signed distance of each pixel from (x, y) along a direction, N x 32 x 32."""
-    right, down = direction[:, :1, None], direction[:, 1:, None]
-    return np.asarray(right * (_X - x[:, None, None]) + down * (_Y - y[:, None, None]), dtype=np.int32)
-
-
-def _bar(x: Integers, y: Integers, direction: Integers, half_length: Integers) -> Mask:
-    """Return the mask of a line about 3 pixels thick in a direction, N x 32 x 32."""
-    across = direction[:, ::-1] * np.array([-1, 1], dtype=np.int32)
-    long = np.abs(_along(x, y, direction)) <= half_length[:, None, None]
-    return np.asarray(long & (np.abs(_along(x, y, across)) <= 1))
-
-
-def _dot(x: Integers, y: Integers) -> Mask:
-    """Return the mask of the 3 x 3 pixels around (x, y), N x 32 x 32."""
-    return np.asarray((np.abs(_X - x[:, None, None]) <= 1) & (np.abs(_Y - y[:, None, None]) <= 1))
-
-
-def _shape(kind: Integers, x: Integers, y: Integers, radius: Integers) -> Mask:
-    """Return the mask of a shape that reaches at most `radius` pixels from (x, y) in x and y, N x 32 x 32."""
-    r, dx, dy = radius[:, None, None], np.abs(_X - x[:, None, None]), _Y - y[:, None, None]
-    square_distance = dx**2 + dy**2
-    disc = square_distance <= r**2 + r // 2
-    square = (dx < r) & (np.abs(dy) < r)
-    triangle = (np.abs(dy) <= r) & (2 * dx <= dy + r)
-    cross = ((dx <= r // 3) | (np.abs(dy) <= r // 3)) & (dx <= r) & (np.abs(dy) <= r)
-    ring = disc & (4 * square_distance > r**2 + r)
-    return np.asarray(np.choose(kind[:, None, None], [disc, square, triangle, cross, ring]))
+    return with_noise(picture, noise), shape | dot

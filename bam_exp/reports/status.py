@@ -19,7 +19,7 @@ from bam_exp.reports.grid import make_grid
 from bam_exp.runs.folder import failure_of, has_checkpoint, read_progress, result_of
 from bam_exp.runs.lock import is_running
 from bam_exp.runs.run import Run, as_override, run_of
-from bam_exp.tables import NOT_TRAINED, Row, load_table
+from bam_exp.tables import Row, load_table
 from bam_exp.tasks import Task
 
 
@@ -50,8 +50,6 @@ def _planned(table_names: Sequence[str], overrides: Sequence[str], output_dir: s
     planned: dict[str, tuple[Row, Run]] = {}
     for name in table_names:
         table = load_table(name)
-        if table.task in NOT_TRAINED:
-            continue
         rows = [(row, run_of(row, 0, extra)) for row in table.rows]
         for seed in seeds or table.seeds:
             for row, of_row in rows:
@@ -97,9 +95,10 @@ def _state(run: Run) -> tuple[str, str]:
 
 
 def _headline(run: Run, metrics: Mapping[str, float]) -> str:
-    """The figure by which the run's task judges it."""
+    """The first figure that the run's task has measured."""
     task = cast(type[Task], run.chosen.recipe.factory)
-    return FIGURES[task.headline].text(metrics[task.headline])
+    name = next(name for name in task.metrics if name in metrics)
+    return FIGURES[name].text(metrics[name])
 
 
 _MARKS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from bam_exp.config import NAMED
 from bam_exp.runs import run_of
 from bam_exp.runs.folder import EVENTS
-from bam_exp.tables import load_table, trained_tables
+from bam_exp.tables import load_table
 
 FOLDER = "tensorboard"
 """Folder of the links, beside `runs` and `results`."""
@@ -21,8 +21,6 @@ def link_tables(names: Sequence[str], output_dir: str) -> None:
     Runs with another data set or recipe than a table's own get a folder of their own, as they get a report of their own.
     """
     for name in names:
-        if name not in trained_tables():
-            continue
         table = load_table(name)
         runs = [(row.label, run_of(row, 0).names) for row in table.rows]
         labels: dict[tuple[str, str], str] = {}

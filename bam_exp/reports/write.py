@@ -23,7 +23,7 @@ from bam_exp.reports.report import Cell, Report, ReportRow
 from bam_exp.reports.state import state_line, state_page
 from bam_exp.runs.folder import RESULT
 from bam_exp.runs.store import collect, name_of
-from bam_exp.tables import NOT_TRAINED, load_table, table_names
+from bam_exp.tables import load_table, table_names
 
 
 def main(
@@ -52,9 +52,6 @@ def main(
         states, variants = [], []
         for name in table_names() if every else names or table_names():
             table = load_table(name)
-            if table.task in NOT_TRAINED:
-                print(f"{name}: a table of detectors, which this version declares but does not train")
-                continue
             facts = [row_facts(row) for row in table.rows]
             for variant in [{}, *sources.index.variants(facts)]:
                 report = make_report(table, facts, variant, sources)

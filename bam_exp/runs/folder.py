@@ -24,6 +24,7 @@ OWNER = "owner.json"
 PROGRESS = "progress.json"
 ERROR = "error.json"
 CHECKPOINTS = "checkpoint-*.pt"
+PICTURE = "detections.png"
 EVENTS = "events.out.tfevents.*"
 
 _OPEN = ConfigDict(extra="allow", allow_inf_nan=True)
@@ -140,6 +141,11 @@ def begin(run: Run) -> str:
     content = {"fingerprint": run.fingerprint, "command": run.command, "start": start, "figures_from": run.figures_from}
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return start
+
+
+def write_picture(run: Run, picture: bytes) -> None:
+    """Write the picture of the last evaluation."""
+    write_atomically(run.folder / PICTURE, picture)
 
 
 def write_result(run: Run, result: Mapping[str, Any]) -> None:

@@ -11,9 +11,6 @@ from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.tables.table import Row, Table
 
-NOT_TRAINED = frozenset({"detection"})
-"""Tasks whose tables are declared, but which this version does not train."""
-
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -49,11 +46,6 @@ class _TableFile(BaseModel):
 def table_names() -> list[str]:
     """The names of the tables."""
     return choice_names("table")
-
-
-def trained_tables() -> list[str]:
-    """The names of the tables whose rows this version trains."""
-    return [name for name in table_names() if load_table(name).task not in NOT_TRAINED]
 
 
 def load_table(name: str) -> Table:

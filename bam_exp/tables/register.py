@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 
 from bam_exp.config import GROUPS, nearest, swept_values
 from bam_exp.errors import ConfigError
-from bam_exp.tables.read import NOT_TRAINED, load_table, table_names
+from bam_exp.tables.read import load_table, table_names
 from bam_exp.tables.table import Row
 
 
@@ -19,17 +19,13 @@ def register(overrides: Sequence[Override] = (), tables: Sequence[str] = ()) -> 
     are named by `overrides` or `tables` are registered, if any are: Hydra copies the whole store for each config it composes.
 
     Raises:
-        ConfigError: if an override names a table that does not exist or that this version does not train.
+        ConfigError: if an override names a table that does not exist.
     """
     named = dict.fromkeys([*tables, *_named_by(overrides)])
     own_seeds = any(override.key_or_group == "seed" for override in overrides)
     store = ConfigStore.instance()
     for name in named or table_names():
         table = load_table(name)
-        if table.task in NOT_TRAINED:
-            if name in named and name not in tables:
-                raise ConfigError(f"{name}: a table of detectors, which this version declares but does not train")
-            continue
         for row in table.rows:
             store.store(group=f"row/{name}", name=row.name, node=_node(row), package="_global_")
         params = {f"+row/{name}": ",".join(row.name for row in table.rows)}

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, SkipVa
 from torch import nn
 
 from bam_exp.data.dataset import DataSet
+from bam_exp.detectors import Detector
 from bam_exp.schema import checked
 from bam_exp.tasks.task import Task
 
@@ -38,7 +39,7 @@ class Classification(Task):
         ValueError: if the arguments do not fit each other or the data.
     """
 
-    headline: ClassVar[str] = "top1_error"
+    headline = "top1_error"
     metrics: ClassVar[tuple[str, ...]] = (
         "top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images",
     )  # fmt: skip
@@ -63,6 +64,12 @@ class Classification(Task):
         lr_batch_size: PositiveInt = 256,
         batch_norm_parts: PositiveInt = 1,
     ) -> None:
+        if isinstance(network, Detector):
+            raise ValueError(
+                "a recipe for classification needs a classifier as its backbone, and this one is a detector"
+            )
+        if getattr(data, "task", "classification") != "classification":
+            raise ValueError("a recipe for classification needs data with labels, and this one has boxes for detection")
         if nesterov and momentum == 0:
             raise ValueError("nesterov=true needs a momentum above 0")
         if lr_scaling == "none" and lr_batch_size != 256:

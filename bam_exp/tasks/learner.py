@@ -41,6 +41,8 @@ class Learner(pl.LightningModule):
         """The training loss of every `LOSS_EVERY`-th step, with the number of steps until then."""
         self._loss = DelayedScalar()
         self._learning_rate = 0.0
+        self.picture: bytes | None = None
+        """A PNG that shows the last evaluation, if the task has one; on rank 0."""
         self.epoch_listeners: list[Callable[[dict[str, float]], None]] = []
         """Called with the figures of each epoch, after it has been added to the history and before a checkpoint is saved."""
 
@@ -108,7 +110,7 @@ class Learner(pl.LightningModule):
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Record the loss every `LOSS_EVERY` steps.
+        """Record the loss every `LOSS_EVERY` steps, and stop after the task's last step.
 
         Raises:
             Diverged: if the loss recorded before is not finite.
@@ -117,6 +119,8 @@ class Learner(pl.LightningModule):
         if step % LOSS_EVERY == 0:
             self._read_loss()
             self._loss.put(step, outputs["loss"])
+        if self.task.last_step is not None and step >= self.task.last_step:
+            self.trainer.should_stop = True
 
     def _read_loss(self) -> None:
         if (taken := self._loss.take()) is None:

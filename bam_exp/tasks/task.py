@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Task(ABC):
     """A network that learns a data set by a recipe; the keyword arguments of a task are the recipe."""
 
-    headline: ClassVar[str]
+    headline: str
     """The figure (see `figures`) by which runs are judged."""
     metrics: ClassVar[tuple[str, ...]]
     """What a result measures, in the order of the columns of `runs.csv`."""
@@ -32,13 +32,22 @@ class Task(ABC):
     """Keyword arguments of torch.optim.SGD."""
 
     @property
+    def last_step(self) -> int | None:
+        """The optimizer step after which training stops, or None if it stops after the last epoch."""
+        return self.max_steps
+
+    @property
     def limits(self) -> dict[str, Any]:
-        """The limits that Lightning's trainer is given."""
-        return {
-            "max_epochs": self.epochs,
-            "max_steps": self.max_steps or -1,
-            "limit_val_batches": self.max_steps or 1.0,
-        }
+        """The limits that Lightning's trainer is given.
+
+        `last_step` is not among them: a run that resumes with Lightning's max_steps at the end of an epoch repeats the epoch's
+        end without training. The learner stops there instead.
+        """
+        return {"max_epochs": self.epochs, "limit_val_batches": self.max_steps or 1.0}
+
+    def advice(self, *, pretrained: bool) -> str | None:
+        """A sentence for the user before training, if the run is likely to fail; `pretrained` if it starts from weights."""
+        return None
 
     @abstractmethod
     def learner(self) -> "Learner":

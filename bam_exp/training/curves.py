@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -34,6 +35,13 @@ class Curves(TensorBoardLogger):
         self.experiment.add_text("command", f"    {run.command}")
         config = json.dumps(run.figures_from, indent=1)
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in config.splitlines()))
+
+    def show(self, picture: bytes) -> None:
+        """Add a picture, a PNG, to the Images tab."""
+        from torchvision.io import ImageReadMode, decode_png  # takes a second
+
+        content = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
+        self.experiment.add_image("test", decode_png(content, mode=ImageReadMode.RGB))
 
     def close(self, settings: Mapping[str, Any], curves: Iterable[str]) -> None:
         """Fill the HParams tab and close the file.

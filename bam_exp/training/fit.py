@@ -11,7 +11,7 @@ from bam_exp.console import say
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
-from bam_exp.runs.folder import begin, write_result
+from bam_exp.runs.folder import begin, write_picture, write_result
 from bam_exp.runs.result import make_result
 from bam_exp.runs.run import Run
 from bam_exp.tasks.learner import Learner
@@ -67,7 +67,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     if learner.evaluate_last() and machine.best_weights:
         writer.write_if_best(learner.history[-1])
     writer.write()
-
+    _show_picture(run, learner, logger)
     metrics = learner.metrics()
     curves = [name for name in learner.history[-1] if name != "test/images"]
     logger.close(settings_of(run, cost.params), [*curves, f"best/{learner.task.headline}"])
@@ -87,12 +87,23 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     return result
 
 
+def _show_picture(run: Run, learner: Learner, logger: Curves) -> None:
+    """Write the picture of the last evaluation, if the task has one, to the run's folder and to TensorBoard."""
+    if learner.picture is not None:
+        write_picture(run, learner.picture)
+        logger.show(learner.picture)
+
+
 def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
     """The learner of the run, with a network that is ready to train."""
     pl.seed_everything(run.seed, verbose=False)
     _, network, task = build(run.chosen, data=parts.data)
-    if run.chosen.weights is not None:
-        load_weights(network, run.chosen.weights, onto=True)
+    first, weights = ranks.rank() == 0, run.chosen.weights
+    if weights is not None and (kept := load_weights(network, weights, onto=True)) and first:
+        parts_kept = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in kept))
+        say(f"{run.name}: not in {weights}, and so random: {parts_kept}")
+    if first and (advice := task.advice(pretrained=weights is not None)):
+        say(f"{run.name}: {advice}")
     network.to(memory_format=torch.channels_last)
     mode = machine.compile_used
     if ranks.size() > 1 and task.batch_norm_parts == 1:

@@ -46,8 +46,7 @@ class Progress(pl.Callback):
                 TimeRemainingColumn(),
             )
             self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
-            steps = int(trainer.estimated_stepping_batches)
-            self.task = self.bar.add_task("steps", total=steps, completed=trainer.global_step)
+            self.task = self.bar.add_task("steps", total=_all_steps(trainer), completed=trainer.global_step)
             self.bar.start()
         self.first_step = trainer.global_step
         for epoch in range(len(self.timing.times)):  # of a run that continues
@@ -71,7 +70,7 @@ class Progress(pl.Callback):
         self.timing.end_epoch()
         self._log_times(trainer, epoch)
         epochs, spent = int(trainer.max_epochs or 0), self.timing.spent
-        steps_left = int(trainer.estimated_stepping_batches) - trainer.global_step
+        steps_left = _all_steps(trainer) - trainer.global_step
         to_go = sum(self.timing.seconds) / max(1, trainer.global_step - self.first_step) * steps_left
         skipped = f"  {figures['train/skipped_images']:.0f} images skipped" if "train/skipped_images" in figures else ""
         waited = ""
@@ -130,3 +129,10 @@ class Progress(pl.Callback):
                 self.bar.console.print(line, highlight=False, soft_wrap=True)
         else:
             say(line)
+
+
+def _all_steps(trainer: pl.Trainer) -> int:
+    """The number of optimizer steps of the whole run."""
+    steps = int(trainer.estimated_stepping_batches)
+    last = cast(Learner, trainer.lightning_module).task.last_step
+    return steps if last is None else min(steps, last)

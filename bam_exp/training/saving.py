@@ -44,7 +44,7 @@ class CheckpointSaver(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save every `checkpoint_epochs`, at the end of training and when told to stop."""
-        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.global_step == trainer.max_steps
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
         self._save(trainer, due=last or (trainer.current_epoch + 1) % self.epochs == 0)
 
     def _save(self, trainer: pl.Trainer, *, due: bool) -> None:

@@ -1,6 +1,6 @@
 """Weights as safetensors files, and copying them into a network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -9,6 +9,9 @@ from torch import Tensor, contiguous_format, nn
 
 from bam_exp.errors import DataError
 from bam_exp.files import write_atomically
+
+_CLASSIFIERS = ("head.", "heads.", "roi_heads.box_predictor.")
+"""Layers whose shape depends on the number of classes."""
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[str, str] | None = None) -> None:
@@ -51,7 +54,7 @@ def put_weights(network: nn.Module, weights: Mapping[str, Tensor], *, source: ob
 
     By default every weight of the network must be there and fit, so that none keeps its value. With `onto`, attentions that
     are missing and a classifier of another shape keep theirs: for training on from the weights of a network without an
-    attention or with other classes.
+    attention or with other classes. A detector takes the weights of its backbone, and all its other layers keep theirs.
     Raises DataError, which names `source` and the first weight that is missing, superfluous, of another shape or type, or
     not finite; the network is then unchanged.
     """
@@ -66,11 +69,19 @@ def _fitting(
     """The weights that `put_weights` copies, and the names of those that keep their values. Raises DataError."""
     own = network.state_dict()
     kept: list[str] = []
+    from_backbone = getattr(network, "from_backbone", None) if onto else None
+    if from_backbone is not None and not any(name.startswith("backbone.") for name in weights):
+        weights = _of_backbone(from_backbone, weights, source)
+        kept = [name for name in own if name not in weights and not name.startswith("backbone.")]
     if onto:
         reshaped = {_layer(name) for name, weight in weights.items() if name in own and weight.shape != own[name].shape}
-        replaced = {layer for layer in reshaped if layer.startswith("head.")}
+        replaced = {layer for layer in reshaped if layer.startswith(_CLASSIFIERS)}
         weights = {name: weight for name, weight in weights.items() if _layer(name) not in replaced}
-        kept = [name for name in own if name not in weights and (_layer(name) in replaced or _of_an_attention(name))]
+        kept += [
+            name
+            for name in own
+            if name not in (*kept, *weights) and (_layer(name) in replaced or _of_an_attention(name))
+        ]
     # PyTorch 0.4.0 did not have the counter num_batches_tracked, which is not used with a momentum.
     missing = [n for n in own if n not in weights and n not in kept and not n.endswith(".num_batches_tracked")]
     superfluous = [name for name in weights if name not in own]
@@ -85,6 +96,15 @@ def _fitting(
     for name in filter(weights.__contains__, own):
         _check(weights[name], own[name], name, source)
     return weights, kept
+
+
+def _of_backbone(
+    from_backbone: Callable[[Mapping[str, Tensor]], dict[str, Tensor]], weights: Mapping[str, Tensor], source: object
+) -> dict[str, Tensor]:
+    try:
+        return from_backbone(weights)
+    except ValueError as error:
+        raise DataError(f"{source}: not of this network's backbone: {error}") from error
 
 
 def _check(weight: Tensor, own: Tensor, name: str, source: object) -> None:

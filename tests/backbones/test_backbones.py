@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bam_exp.backbones import VGG, WRN, Backbone, DenseNet, MobileNet, PreResNet, ResNet, ResNeXt, SqueezeNet
 
 CONF = REPOSITORY / "conf" / "backbone"
-CHOICES = sorted(path.stem for path in CONF.glob("*.yaml"))
+CHOICES = sorted(path.stem for path in CONF.glob("*.yaml") if "bam_exp.backbones." in path.read_text())
 
 
 def on_meta(choice: str, num_classes: int = 100, **knobs: Any) -> Backbone:

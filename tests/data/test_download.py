@@ -74,6 +74,11 @@ class Answer(BaseHTTPRequestHandler):
                 self.server.gate.wait(60)
             self.wfile.write(body[1000 : self.server.cut])
 
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path.startswith("/mirror/") else 404)
+        self.send_header("Content-Length", str(len(self.server.archive)))
+        self.end_headers()
+
     def log_message(self, *arguments: object) -> None:
         pass
 
@@ -381,3 +386,11 @@ def test_wrong_usage_is_exit_code_2(words: list[str], capsys: pytest.CaptureFixt
         main(words)
     assert ended.value.code == 2
     assert "bam-data" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_server_is_asked_for_a_length_that_is_not_known(server: Server, tmp_path: Path) -> None:
+    url, path = f"{mirror(server)}{cifar100.ARCHIVE}", tmp_path / "archive"
+    fetch(url, path, md5=hashlib.md5(server.archive).hexdigest())
+    assert path.read_bytes() == server.archive
+    with pytest.raises(DataError, match="the server answers 404"):
+        fetch(f"{mirror(server, 'nowhere')}x", tmp_path / "x", md5="")

@@ -52,7 +52,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+@pytest.mark.parametrize("table", map(tables.load_table, tables.table_names()), ids=lambda table: table.name)
 def test_glob_gives_every_row(table: tables.Table) -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(config.config_dir()), version_base="1.3"):

@@ -127,6 +127,22 @@ def test_a_run_stopped_at_any_step_ends_bitwise_the_same(
     assert curves(undisturbed) == curves(tmp_path)
 
 
+@pytest.mark.parametrize("how", ["signal", "crash"])
+@pytest.mark.parametrize("step", [STEPS_PER_EPOCH, STEPS_PER_EPOCH + 1])
+def test_a_run_that_max_steps_ends_goes_on_after_an_epoch(stop_at: At, tmp_path: Path, step: int, how: str) -> None:
+    """Lightning's own max_steps would end such a run without training on."""
+    limit = f"recipe.max_steps={STEPS_PER_EPOCH + 2}"
+    start(tmp_path / "undisturbed", limit)
+    stop_at(step, how)
+    with pytest.raises((Interrupted, KeyError)):
+        start(tmp_path / "stopped", limit)
+    stop_at(None, how)
+    start(tmp_path / "stopped", limit)
+    state = final_state(tmp_path / "stopped")
+    assert state["global_step"] == STEPS_PER_EPOCH + 2
+    assert_same(final_state(tmp_path / "undisturbed"), state)
+
+
 @pytest.mark.parametrize("steps", [(1, 2), (2, 4), (3, 4, 5), (4, 8, 12), (5, 6, 7), (7, 11), (8, 9), (4, 5, 12)])
 def test_a_run_stopped_several_times_counts_its_steps_right(
     stop_at: At, undisturbed: Path, tmp_path: Path, steps: tuple[int, ...]
