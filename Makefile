@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs (Python >= 3.11). PYTHON chooses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help setup demo test test-slow test-faults check clean
+.PHONY: help setup docs demo test test-slow test-faults check clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ check: setup  ## lint, format, types, tests
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest -n auto --dist worksteal
+
+docs: setup  ## the documentation as pages, in build/docs; a warning is an error
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 
 clean:  ## remove the environment and caches; runs/ and results/ stay
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache build *.egg-info
