@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-accumulates, counted without running it."""
+"""The cost of a network: parameters and multiply-accumulates, counted on the meta device."""
 
 from dataclasses import dataclass
 

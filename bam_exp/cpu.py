@@ -1,4 +1,4 @@
-"""How many CPU cores a process may use."""
+"""The number of CPU cores that a process may use."""
 
 import os
 

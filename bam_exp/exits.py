@@ -1,4 +1,4 @@
-"""How a command ends: one line for the user and an exit code."""
+"""Ending a command with one line for the user and an exit code."""
 
 import os
 import sys

@@ -21,7 +21,7 @@ class ArgumentError(ValueError):
         """The argument, with a dotted path into it where only a part is wrong."""
         self.value = value
         self.reason = reason
-        """What is wrong with the value, without naming the argument."""
+        """The fault in the value, without the name of the argument."""
 
 
 class UnexpectedArgument(ArgumentError, TypeError):

@@ -19,7 +19,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Attached:
-    """What `attach` did. As text it has one line for each place and for each map that was left out."""
+    """The result of `attach`. As text it has one line for each place and for each map that was left out."""
 
     kind: str
     places: tuple[Place, ...]
@@ -108,7 +108,7 @@ def detach(network: Network) -> Network:
 
 
 def attached(network: nn.Module) -> Attached | None:
-    """What the last `attach` to this network did, for printing; None if nothing is attached."""
+    """Return the result of the last `attach` to this network, for printing; None if nothing is attached."""
     report: Attached | None = network.__dict__.get("_attached_report")
     return report
 

@@ -1,4 +1,4 @@
-"""Where the bottlenecks of any network are: the last map before each shrink of its trunk.
+"""Finding the bottlenecks of any network: the last map before each shrink of its trunk.
 
 A tensor is on the trunk if every path from the output to the image goes through it; the autograd graph of one forward
 pass says so for modules and functional operations alike. Branches, gates and the interiors of residual blocks are not.

@@ -13,7 +13,7 @@ from bam_exp.schema import checked
 
 
 class AttentionMaps(NamedTuple):
-    """What a BAM attends to in a map of N x C x H x W."""
+    """The attention of a BAM for a map of N x C x H x W."""
 
     channel: Tensor | None
     """N x C: the channel branch with its norm, before it is combined; None without that branch."""

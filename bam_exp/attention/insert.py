@@ -1,4 +1,4 @@
-"""How a module is put behind another one in any network so that every name stays, and how it is taken out again."""
+"""Inserting a module behind another one in any network so that every name stays, and removing it again."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -14,16 +14,16 @@ from bam_exp.attention.probe import Map, Probe, ProbeError
 
 @dataclass(frozen=True)
 class Place:
-    """Where an attention stands."""
+    """A place where an attention stands."""
 
     name: str
     """The module behind whose output it stands."""
     map: Map | int
     """The map there, or its width where the network was not run."""
     way: str
-    """How it was inserted, see `bam_exp.attention.insert.ways`."""
+    """The way in which it was inserted, see `bam_exp.attention.insert.ways`."""
     block: Callable[[], nn.Module] | None = None
-    """Makes one more block of the backbone's own kind."""
+    """Makes one more block of the backbone's own type."""
 
     @property
     def channels(self) -> int:
@@ -117,7 +117,7 @@ def _probe_around(backbone: nn.Module, names: tuple[str, ...], example: Any) -> 
 
 
 def _ways(backbone: nn.Module, name: str) -> list[str]:
-    """How an attention can be put behind a module.
+    """Return the ways in which an attention can be put behind a module.
 
     Raises:
         ValueError: if there is no such module, or if it has an attention already.

@@ -32,7 +32,7 @@ def compile_network(network: nn.Module, mode: Mode) -> None:
 
 
 def graphs_skipped(mode: Mode) -> int:
-    """How often the mode `reduce-overhead` ran without a CUDA graph in this process."""
+    """Return how often the mode `reduce-overhead` ran without a CUDA graph in this process."""
     if mode != "reduce-overhead":
         return 0
     from torch._dynamo.utils import counters

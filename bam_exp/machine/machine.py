@@ -25,7 +25,10 @@ from bam_exp.machine.world import World
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
 class Machine:
-    """Where and how a run computes. Nothing here changes a number beyond rounding, and none of it is in a run's name."""
+    """Device, processes, precision and threads of a run.
+
+    Nothing here changes a number beyond rounding, and none of it is in a run's name.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"

@@ -10,7 +10,7 @@ from bam_exp.errors import ConfigError
 
 @dataclass(frozen=True)
 class Maps:
-    """What one attention does to the map F that it receives, for N images."""
+    """The maps of one attention, and the map F that it receives, for N images."""
 
     before: Tensor
     """The norm of F over its channels: N x H x W."""

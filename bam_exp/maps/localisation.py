@@ -1,4 +1,4 @@
-"""How maps relate to where the object is: means inside and outside its mask, and the area under the ROC curve."""
+"""The relation of maps to the position of the object: means inside and outside its mask, area under the ROC curve."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Estimate:
 
     mean: float
     half_width: float
-    """Of the 95 % interval by the normal distribution."""
+    """Half-width of the 95 % interval, by the normal distribution."""
 
     @classmethod
     def of(cls, values: Tensor) -> "Estimate":
@@ -56,7 +56,7 @@ def _at_the_size_of(maps: Tensor, masks: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Localisation:
-    """How one attention relates to the masks; each figure is a mean over images."""
+    """The relation of one attention to the masks; each figure is a mean over images."""
 
     name: str
     inside: Estimate
@@ -66,16 +66,16 @@ class Localisation:
     difference: Estimate
     """Inside minus outside."""
     auc: Estimate
-    """Of M(F), averaged over the channels."""
+    """For M(F), averaged over the channels."""
     untrained_auc: Estimate
     auc_before: Estimate
-    """Of the norm of the map that the attention receives."""
+    """For the norm of the map that the attention receives."""
     auc_after: Estimate
-    """Of the norm of the refined map."""
+    """For the norm of the refined map."""
 
 
 def localise(trained: Mapping[str, Maps], untrained: Mapping[str, Maps], masks: Tensor) -> list[Localisation]:
-    """How each attention of a network relates to the masks of the images, bool N x H x W, beside the same before training."""
+    """Relate each attention of a network to the masks of the images, bool N x H x W, after and before training."""
     rows = []
     for name, maps in trained.items():
         inside, outside = inside_and_outside(maps.attention, masks)

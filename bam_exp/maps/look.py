@@ -1,4 +1,4 @@
-"""What is shown of a finished run: its picture, and how its maps relate to where the object is."""
+"""The picture of a finished run, and figures of how its maps relate to the position of the object."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ def _short(text: str) -> str:
 
 
 def last_at_each_size(maps: dict[str, Maps]) -> dict[str, Maps]:
-    """Of the attentions at each size of the map, the last one: a picture has no room for those of every block."""
+    """Select the last attention at each size of the map, because a picture has no room for those of every block."""
     last = {one.before.shape[1:]: name for name, one in maps.items()}
     return {name: one for name, one in maps.items() if name in last.values()}
 
@@ -80,7 +80,7 @@ def _cam(title: str, run: Trained, images: Tensor, labels: Tensor) -> Cam:
 
 @dataclass(frozen=True)
 class Figures:
-    """How the maps of a run relate to where the object is in test images."""
+    """Measure how the maps of a run relate to the position of the object in test images."""
 
     images: int
     attentions: list[Localisation]

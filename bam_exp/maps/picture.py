@@ -38,11 +38,11 @@ class Picture:
     pixels: Tensor
     """Images in 0 ... 1, N x H x W x 3."""
     labels: Sequence[str]
-    """What each image shows."""
+    """The caption of each image."""
     masks: Tensor | None
-    """Where the object is, drawn as an outline on the image: bool N x H x W."""
+    """The masks of the objects, drawn as outlines on the images: bool N x H x W."""
     maps: Mapping[str, Maps]
-    """Of each attention, for these images."""
+    """The maps of each attention for these images."""
     cams: Sequence[Cam]
     left_out: int = 0
     """The number of attentions for which the picture has no room."""

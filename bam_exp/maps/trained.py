@@ -21,7 +21,7 @@ from bam_exp.weights import load_weights, put_weights, read_checkpoint
 
 WEIGHTS = "weights.safetensors"
 _LEARNER = "network."
-"""What the names of the network's weights start with in a checkpoint."""
+"""The prefix of the network's weights in a checkpoint."""
 
 
 class Pictures(DataSet, Protocol):
@@ -41,7 +41,7 @@ class Trained:
     network: nn.Module
     """Trained, in evaluation mode, on the CPU."""
     top1_error: float
-    """Of the test set, in percent."""
+    """Error on the test set, in percent."""
 
     @property
     def name(self) -> str:
@@ -65,7 +65,7 @@ class Trained:
         return images, labels
 
     def masks(self, count: int) -> Tensor | None:
-        """Where the object is in each of these images, bool N x H x W; None where the data does not know it."""
+        """The masks of the objects in these images, bool N x H x W, or None if the data has none."""
         if not hasattr(self.data, "masks"):
             return None
         masks: Tensor = self.data.masks("test")[:count]

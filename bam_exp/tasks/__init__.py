@@ -1,4 +1,4 @@
-"""What networks are trained for; a recipe is the keyword arguments of a task.
+"""Tasks that networks are trained for; a recipe is the keyword arguments of a task.
 
 Configs and the fingerprints of stored runs name `bam_exp.tasks.<class>`, so these names never change.
 """

@@ -167,7 +167,7 @@ def _accumulate(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> T
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are ranked before the label of each image, as int64 N.
+    """Return the number of classes that are ranked before the label of each image, as int64 N.
 
     Equal logits are ranked by the index of the class, as argmax does; NaN is ranked first, and a label with NaN last. A network
     whose output is the same for all images is therefore at chance level, and one whose output is NaN is always wrong.

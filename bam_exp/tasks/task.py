@@ -17,7 +17,7 @@ class Task(ABC):
     headline: str
     """The figure (see `figures`) by which runs are judged."""
     metrics: ClassVar[tuple[str, ...]]
-    """What a result measures, in the order of the columns of `runs.csv`."""
+    """The figures that a result has, in the order of the columns of `runs.csv`."""
 
     network: nn.Module
     data: DataSet

@@ -97,7 +97,7 @@ class Checkpoints(CheckpointIO):
         return usable
 
     def _fault(self, path: Path) -> str | None:
-        """Why a checkpoint cannot be used, or None."""
+        """The reason why a checkpoint cannot be used, or None."""
         try:
             match = _NAME.fullmatch(path.name)
             if match is None or _digest(path) != match.group(2):
@@ -108,7 +108,7 @@ class Checkpoints(CheckpointIO):
         return None if self._belongs(content.get(_OWNER)) else "belongs to another run"
 
     def _belongs(self, fingerprint: object) -> bool:
-        """Whether a checkpoint with this fingerprint is of this run; version 0.1.0 stored none."""
+        """Return whether a checkpoint with this fingerprint is of this run; version 0.1.0 stored none."""
         return fingerprint is None or self.fingerprint is None or fingerprint == self.fingerprint
 
     def keep_only_newest(self) -> None:

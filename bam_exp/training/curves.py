@@ -1,4 +1,4 @@
-"""What a run writes for TensorBoard."""
+"""The events that a run writes for TensorBoard."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it trains: a line for each epoch, a bar in a terminal, and the time to go."""
+"""The progress of a run for the user: a line for each epoch, a bar in a terminal, and the time to go."""
 
 import sys
 import time

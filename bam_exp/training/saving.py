@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint."""
+"""The callback that saves checkpoints."""
 
 import time
 from datetime import timedelta

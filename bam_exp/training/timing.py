@@ -1,4 +1,4 @@
-"""How long epochs take, how long they wait for data, and how much memory a run uses."""
+"""Measuring the time of epochs, the time they wait for data, and the memory of a run."""
 
 import sys
 import time
@@ -19,7 +19,7 @@ from bam_exp.data.batches import Batches
 
 @dataclass
 class Spent:
-    """What the training of an epoch has taken so far; an interrupted epoch continues from it."""
+    """The time that the training of an epoch has taken so far; an interrupted epoch continues from it."""
 
     seconds: float = 0.0
     waited: float = 0.0

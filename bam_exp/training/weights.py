@@ -1,4 +1,4 @@
-"""When a run writes its weights: at its end, and after its best epoch if that is wanted."""
+"""Writing the weights of a run: at its end and, if `trainer.best_weights` is set, after its best epoch."""
 
 from collections.abc import Mapping
 

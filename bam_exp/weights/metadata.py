@@ -1,4 +1,4 @@
-"""What a weights file says about itself: the network, the data, and the figures that it reached."""
+"""The metadata of a weights file: the network, the data, and the figures that it reached."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ random order, so that the bytes of a file would differ from one export to the ne
 
 
 class Preprocessing(BaseModel):
-    """How a photo becomes an input of the network, as the images of the test set do."""
+    """The steps by which a photo becomes an input of the network, as for the test set."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -53,7 +53,7 @@ class Metadata(BaseModel):
     epoch: int | None = None
     """The epoch after which the weights were taken, counted from 1."""
     figures: Mapping[str, float] = {}
-    """What was measured on the test set after that epoch."""
+    """The figures on the test set after that epoch."""
     versions: Mapping[str, str] = {}
 
     def to_header(self) -> dict[str, str]:

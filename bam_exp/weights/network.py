@@ -14,7 +14,7 @@ from bam_exp.weights.file import load_weights
 from bam_exp.weights.metadata import Metadata, read_metadata, weights_file
 
 _PACKAGES = ("bam_exp.attention", "bam_exp.backbones")
-"""Where the parts of a network may come from: a file must not import other code."""
+"""The modules that may define the parts of a network; a file must not import other code."""
 
 
 def load_network(path: str | Path) -> Backbone:
