@@ -1,4 +1,7 @@
-"""The paper's backbones: `conf/backbone/*.yaml` names these classes and holds their keyword arguments."""
+"""The paper's backbones: `conf/backbone/*.yaml` names these classes and holds their keyword arguments.
+
+The fingerprints of stored runs name `bam_exp.backbones.<class>`, so these names never change.
+"""
 
 from bam_exp.backbones.backbone import Backbone, Residual, Seam, initialise
 from bam_exp.backbones.densenet import DenseNet
