@@ -1,4 +1,7 @@
-"""Detectors: `conf/backbone/*.yaml` names these factories and holds their keyword arguments."""
+"""Detectors: `conf/backbone/*.yaml` names these factories and holds their keyword arguments.
+
+The fingerprints of stored runs name `bam_exp.detectors.<factory>`, so these names never change.
+"""
 
 from bam_exp.detectors.detector import Detections, Detector
 from bam_exp.detectors.faster_rcnn import FasterRCNN, faster_rcnn_resnet101
