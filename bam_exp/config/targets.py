@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
+import pydantic
+
 from bam_exp.config.choices import choice_file, choice_names, nearest, packages
 from bam_exp.errors import ConfigError
 from bam_exp.schema import ArgumentError
@@ -75,6 +77,10 @@ def call(group: str, factory: Factory, *context: Any, **arguments: Any) -> Any:
         return factory(*context, **arguments)
     except ArgumentError as error:
         raise ConfigError(f"{group}.{error.name}={error.value}: {error.reason}") from error
+    except pydantic.ValidationError as error:  # of the dataclass Machine
+        first = error.errors(include_url=False)[0]
+        key = ".".join([group, str(first["loc"][0])])
+        raise ConfigError(f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
     except ConfigError:
         raise
     except ValueError as error:

@@ -84,14 +84,17 @@ class Sweep(Callback):
         self.held.close()
         Sweep.active = None
         missing = [run for run in self.runs.values() if not is_done(run)]
+        running = [run for run in missing if running_elsewhere(run)]
         for run in missing:
-            if running_elsewhere(run):
+            if run in running:
                 say(f"RUNNING {run.name}: {read_owner(run.folder) or 'another process'} is training it")
             else:
                 say(f"FAILED  {run.name}: {failure_of(run.folder) or 'ended without a result'}")
         if self.runs:
             done = len(self.runs) - len(missing)
-            more = f", {len(missing)} not; the same command runs what is missing" if missing else ""
+            parts = {"failed": len(missing) - len(running), "running in another process": len(running)}
+            more = "".join(f", {count} {what}" for what, count in parts.items() if count)
+            more += "; the same command runs what is missing" if missing else ""
             say(f"{done} of {len(self.runs)} runs done{more}", sys.stdout)
         code = 1 if missing else 0
         try:

@@ -130,7 +130,9 @@ def test_two_processes_end_where_one_does(alone: Path, together: Path) -> None:
     assert two["metrics"]["test_images"] == 20
     assert one["fingerprint"] == two["fingerprint"]
     assert (one["hardware"]["device"], two["hardware"]["device"]) == ("CPU", "2 x CPU")
-    assert kinds(together) == kinds(alone) == {"checkpoint", "events", "run.json", "result.json", ".lock"}
+    assert kinds(together) == kinds(alone) == {
+        "checkpoint", "events", "run.json", "result.json", "weights.safetensors", ".lock",
+    }  # fmt: skip
 
 
 def test_two_processes_are_stopped_at_one_batch_and_go_on(together: Path, tmp_path: Path) -> None:

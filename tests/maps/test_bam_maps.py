@@ -92,7 +92,7 @@ def test_tensorboard_shows_the_last_picture_once(runs: Path, bam_maps: Command) 
         assert bam_maps(NAME, "--tensorboard").code == 0
     events = EventAccumulator(str(runs / NAME))
     events.Reload()
-    assert events.Tags()["images"] == ["attention/maps"]
+    assert "attention/maps" in events.Tags()["images"]
     assert len(events.Images("attention/maps")) == 1
     assert "test/top1_error" in events.Tags()["scalars"]  # the run's own curves stay
 
@@ -143,6 +143,11 @@ def cut(runs: Path) -> None:
     (runs / NAME / "result.json").write_text("{")
 
 
+def lost(runs: Path) -> None:
+    for pattern in ("checkpoint-*.pt", "weights.safetensors"):
+        without(pattern)(runs)
+
+
 def keep(_runs: Path) -> None:
     Path("text.png").write_text("not an image")
     Path("cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
@@ -171,7 +176,7 @@ def keep(_runs: Path) -> None:
             "--output nowhere/maps.png: should be the name of a .png file in a folder that exists",
         ),
         (without("result.json"), [NAME], "this run is not finished"),
-        (without("checkpoint-*.pt"), [NAME], "its network is lost"),
+        (lost, [NAME], "its network is lost"),
         (cut, [NAME], "result.json: not a file of bam_exp"),
     ],
     ids=lambda value: str(value[-1])[-20:] if isinstance(value, list) else "",

@@ -17,7 +17,7 @@ def write_store(
     change: Callable[[str, int], Mapping[str, str]] = lambda row, seed: {},
 ) -> None:
     """Write results/runs.csv with a finished run for each error of each row; `change` sets columns of a line."""
-    lines = []
+    lines: dict[tuple[str, ...], dict[str, str]] = {}  # by run: rows may share one
     for row in load_table(table).rows:
         for seed, error in enumerate(errors.get(row.name, ())):
             run = run_of(row, seed)
@@ -30,9 +30,10 @@ def write_store(
                 "fingerprint": run.fingerprint, "start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T01:00:00+00:00",
                 "command": run.command,
             }  # fmt: skip
-            lines.append({**line, **change(row.name, seed)})
+            line |= change(row.name, seed)
+            lines[tuple(line[key] for key in (*NAMED, "seed", "fingerprint"))] = line
     (folder / "results").mkdir(parents=True, exist_ok=True)
     with (folder / "results/runs.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(lines, key=lambda line: [line[group] for group in (*NAMED, "seed")]))
+        writer.writerows(sorted(lines.values(), key=lambda line: [line[group] for group in (*NAMED, "seed")]))

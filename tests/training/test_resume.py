@@ -85,7 +85,8 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     assert len(list(run.glob("events*"))) == 1
     events = EventAccumulator(str(run))
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def assert_same(first: Any, second: Any, where: str = "") -> None:

@@ -33,7 +33,7 @@ PROCESSES.set_forkserver_preload(
         "bam_exp.reports.write",
         "bam_exp.training.train",
         "bam_exp.tasks.classifier",
-        "runs.test_faults",
+        "test_faults",
     ]
 )
 
@@ -67,7 +67,7 @@ def train_all(jobs: list[list[str]]) -> None:
 def figures(folder: Path) -> str:
     """What a table would hold of the runs of this folder: the lines of runs.csv without times, and the names of all files."""
     lines = collect(folder, write=False)
-    times = ("seconds_per_epoch", "peak_memory_mib", "start", "end", "commit", "dirty")
+    times = ("seconds_per_epoch", "step_ms", "peak_memory_mib", "start", "end", "commit", "dirty")
     kept = [{key: value for key, value in line.items() if key not in times} for line in lines]
     return json.dumps(kept, indent=1)
 
