@@ -76,7 +76,7 @@ def build_on_meta(chosen: Chosen, *, classes: int | None = None) -> Parts:
 
 
 def describe(chosen: Chosen, data: DataSet, *, source: str, overrides: Sequence[str], **measured: Any) -> Metadata:
-    """What a file of this network's weights says about itself.
+    """The metadata of a file of this network's weights.
 
     Args:
         source: where the weights come from.

@@ -28,7 +28,7 @@ class Annotations:
     names: npt.NDArray[np.str_]
     """Files of the images, below the folder of the images."""
     ids: npt.NDArray[np.int64]
-    """What the images are called in their data set."""
+    """The names of the images in their data set."""
     sizes: npt.NDArray[np.int64]
     """Height and width of each image."""
     first: npt.NDArray[np.int64]
@@ -48,7 +48,7 @@ class Annotations:
         return len(self.names)
 
     def objects(self, index: int) -> slice:
-        """Where the objects of an image stand in the arrays."""
+        """The slice of the arrays that holds the objects of an image."""
         return slice(int(self.first[index]), int(self.first[index + 1]))
 
     def to_train_on(self, index: int, *, difficult: bool) -> tuple[Tensor, Tensor]:

@@ -141,11 +141,11 @@ class BoxBatch(NamedTuple):
     boxes: list[Tensor]
     labels: list[Tensor]
     broken: str
-    """Why the batch cannot be had; empty if it can."""
+    """The reason why the batch cannot be made; empty if it can."""
 
 
 class BoxedPhotos(Dataset[BoxBatch]):
-    """What worker processes do: read the photos of a part and augment them with their boxes."""
+    """The data set of the worker processes, which read the photos of a part and augment them with their boxes."""
 
     def __init__(self, annotations: Annotations, folder: Path, view: View, seed: int, *, difficult: bool) -> None:
         self.annotations, self.folder, self.view = annotations, folder, view

@@ -20,7 +20,7 @@ class Archive:
     url: str
     md5: str
     kept: tuple[str, ...]
-    """What the paths of the files that are unpacked begin with; nothing else is."""
+    """Prefixes of the paths that are unpacked; no other file is."""
 
 
 _COCO = "https://s3.amazonaws.com/images.cocodataset.org"

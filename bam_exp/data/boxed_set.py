@@ -1,4 +1,4 @@
-"""What the data sets of photos with boxes share: their knobs and their loader."""
+"""The part that the data sets of photos with boxes share: their arguments and their loader."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ class DetectionSet(DataSet, TypingProtocol):
 
     @property
     def protocol(self) -> Protocol:
-        """How detections are judged."""
+        """The protocol by which detections are evaluated."""
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -60,7 +60,7 @@ class BoxedSet:
 
     @property
     def digest(self) -> str:
-        """What stands for the data in a run's fingerprint."""
+        """Identifies the data in a run's fingerprint."""
         raise NotImplementedError
 
     @property

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class View:
-    """How a photo becomes an input.
+    """The augmentation that turns a photo into an input.
 
     `fit` "square": resized to size x size, whatever its shape. "short_side": resized so that the shorter side has `size`
     pixels, or fewer where the longer one would have more than `long_side`.

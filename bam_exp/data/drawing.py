@@ -48,7 +48,7 @@ class Canvas:
         return np.asarray(total // last**2, dtype=np.int32)
 
     def along(self, x: Integers, y: Integers, direction: Integers) -> Integers:
-        """How far each pixel lies from (x, y) in a direction."""
+        """The distance of each pixel from (x, y) along a direction."""
         right, down = direction[:, :1, None], direction[:, 1:, None]
         return np.asarray(right * (self._x - x[:, None, None]) + down * (self._y - y[:, None, None]), dtype=np.int32)
 

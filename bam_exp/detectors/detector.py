@@ -10,7 +10,7 @@ from bam_exp.backbones import Seam
 from bam_exp.data.target import Target
 
 Detections = dict[str, Tensor]
-"""Of one image: "boxes" n x 4 (x1, y1, x2, y2 in pixels of the network's input), "scores" n and "labels" n, 1 ... classes."""
+"""The detections of one image: "boxes" n x 4 (x1, y1, x2, y2 in pixels of the network's input), "scores" n and "labels" n, 1 ... classes."""
 
 
 class Detector(nn.Module):
@@ -39,7 +39,7 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def detections(self, outputs: Any, images: Tensor, targets: Sequence[Target]) -> list[Detections]:
-        """What is detected in each image; of the targets only the `size` is used."""
+        """The detections in each image; only the `size` of the targets is used."""
         raise NotImplementedError
 
     def from_backbone(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Maps = list[Tensor]
 Outputs = list[tuple[Tensor, Tensor]]
-"""Of each level, class logits N x (boxes * classes) x H x W and box offsets N x (boxes * 4) x H x W."""
+"""For each level: class logits N x (boxes * classes) x H x W and box offsets N x (boxes * 4) x H x W."""
 
 BoxCounts = list[Literal[2, 4, 6]]
 Scales = list[PositiveFloat]
@@ -27,7 +27,7 @@ RATIOS: dict[int, list[int]] = {2: [], 4: [2], 6: [2, 3]}
 
 
 BOXES: BoxCounts = [6, 6, 6, 6, 4, 4]
-"""Of Table 4(b)."""
+"""The numbers of boxes of Table 4(b)."""
 
 
 class SSD(Detector):

@@ -1,4 +1,4 @@
-"""What is made from finished runs: tables, parameter counts, plans."""
+"""Reports from finished runs: tables, parameter counts, plans, states."""
 
 FORMATS = ("md", "csv", "tex", "html", "plots")
 """The formats in which a report is written."""

@@ -17,7 +17,7 @@ from bam_exp.tables import Row, Table
 
 @dataclass(frozen=True)
 class Sources:
-    """What reports are made from."""
+    """The sources from which reports are made."""
 
     index: StoreIndex
     answers: Answers

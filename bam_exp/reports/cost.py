@@ -1,4 +1,4 @@
-"""What runs would cost: from measured step times, or as a rough guess from counted work and the peaks of the device."""
+"""The cost of runs: from measured step times, or as a rough guess from counted work and the peaks of the device."""
 
 import re
 import shlex
@@ -13,10 +13,10 @@ from bam_exp.config.choices import choice_file
 from bam_exp.runs.run import Run
 
 Source = Literal["measured", "scaled", "guess"]
-"""Where an estimate is from: the step time of the same network, that of others on the same data, or the device's peaks."""
+"""The source of an estimate: the step time of the same network, that of others on the same data, or the device's peaks."""
 
 _PASSES = 17
-"""How often a training step moves the output of a convolution: counted for ResNets and ResNeXts with fused kernels."""
+"""The number of times that a training step moves the output of a convolution: counted for ResNets and ResNeXts with fused kernels."""
 
 _PEAKS = (
     ("H200", 790e12, 4.3e12), ("H100", 750e12, 3.0e12), ("A100", 280e12, 1.7e12), ("L40", 170e12, 0.8e12),
@@ -40,13 +40,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Work:
-    """What a run does."""
+    """The work of a run."""
 
     network: tuple[str, str, str]
     """Data without the number of its images, backbone and attention."""
     batch_size: int
     train_steps: int
-    """Of the whole run."""
+    """Seconds of the whole run."""
     test_steps: int
     cost: Complexity
 

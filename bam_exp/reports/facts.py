@@ -1,4 +1,4 @@
-"""What is known of a table's row before anything is trained: names, identity and counts."""
+"""The facts of a table's row that are known before anything is trained: names, identity and counts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -22,7 +22,7 @@ CAPTIONS = {
     "curves": "The test set after each epoch: the mean of the seeds, in a band from the lowest to the highest.",
     "maps": "Attention maps.",
 }
-"""What stands below each picture."""
+"""The captions of the pictures."""
 
 
 def html(report: Report, pictures: Mapping[str, "Picture"], maps: bytes | None = None) -> str:

@@ -7,7 +7,7 @@ from bam_exp.figures import FIGURES
 from bam_exp.reports.report import Cell, Report, ReportRow
 
 EMPTY = "—"
-"""What stands for a figure that is not known."""
+"""The text for a figure that is not known."""
 
 INTERVAL = "± 95 %"
 """The head of a mean over seeds with the half-width of its interval."""

@@ -64,7 +64,7 @@ class RowLines:
     lines: list[Line] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     outdated: list[str] = field(default_factory=list)
-    """Why figures of an earlier version are not what this version would measure."""
+    """The reasons why this version would measure other figures than those of an earlier one."""
 
     def values(self, figure: str) -> list[float]:
         """A figure of each run that has it."""

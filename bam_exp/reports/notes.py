@@ -76,7 +76,7 @@ def _listed(values: Iterable[str]) -> str:
 
 
 def _meaning(report: Report) -> list[str]:
-    """What the numbers of seeds allow to say."""
+    """Sentences on what the numbers of seeds allow to conclude."""
     sentences = []
     counts = {row.n for row in report.rows}
     if 1 in counts:
@@ -98,7 +98,7 @@ def _meaning(report: Report) -> list[str]:
 
 
 def _pairs(report: Report) -> Iterable[str]:
-    """What the answers of two networks, image by image, say about these two."""
+    """Sentences on two networks, compared image by image."""
     labels = {row.name: row.label for row in report.rows}
     for row in report.rows:
         if row.paired is not None:
@@ -112,7 +112,7 @@ def _pairs(report: Report) -> Iterable[str]:
 
 
 def _power(report: Report, comparisons: int) -> list[str]:
-    """How many seeds a gain of one point takes, from the spread of the seeds in all rows."""
+    """The number of seeds that a gain of one point takes, from the spread of the seeds in all rows."""
     groups = {(row.names["backbone"], row.names["attention"]): row.cells[report.metric].values for row in report.rows}
     pooled = pooled_deviation(list(groups.values()))
     if pooled is None or not pooled[0] or not comparisons:
@@ -129,7 +129,7 @@ def _power(report: Report, comparisons: int) -> list[str]:
 
 
 def _outdated(report: Report) -> Iterable[str]:
-    """Why figures of earlier versions are not what this version would measure, and in which rows they stand."""
+    """The rows with figures of earlier versions, and the reasons why this version would measure others."""
     reasons = dict.fromkeys(reason for row in report.rows for reason in row.outdated)
     for reason in reasons:
         labels = [report.full_label(row) for row in report.rows if reason in row.outdated]
@@ -140,7 +140,7 @@ def _outdated(report: Report) -> Iterable[str]:
 
 
 def _counting(report: Report) -> list[str]:
-    """How GFLOPs are counted where the paper counts those of another head."""
+    """The note on GFLOPs that the paper counts for another head."""
     classes = {row.counting.get("classes") for row in report.table.rows}
     if "gflops" not in report.table.columns or len(classes) != 1 or classes == {None}:
         return []

@@ -25,7 +25,7 @@ class Cell:
     ours: float | None = None
     """The count, in units of one, or the mean over the seeds."""
     values: Sequence[float] = ()
-    """What each seed measured."""
+    """The figures of each seed."""
     interval: Interval | None = None
     """The 95 % interval of the mean."""
     note: str = ""
@@ -55,7 +55,7 @@ class ReportRow:
     name: str
     label: str
     names: Mapping[str, str]
-    """Of its runs: group to the choice and what was changed."""
+    """The names of its runs: group to the choice and what was changed."""
     attention: Mapping[str, object]
     """The arguments of its attention."""
     cells: Mapping[str, Cell]
@@ -71,7 +71,7 @@ class ReportRow:
     note: str = ""
     """On its runs as a whole."""
     outdated: Sequence[str] = ()
-    """Why figures of an earlier version are not what this version would measure."""
+    """The reasons why this version would measure other figures than those of an earlier one."""
 
     @property
     def n(self) -> int:
@@ -89,7 +89,7 @@ class Report:
     remarks: Sequence[str]
     """On runs that are not in the table, and on the variant."""
     unchecked: str = ""
-    """Why the settings of a variant's runs could not be checked; empty if they were."""
+    """The reason why the settings of a variant's runs could not be checked; empty if they were."""
 
     @property
     def metric(self) -> str:

@@ -1,4 +1,4 @@
-"""What a few seeds say: intervals, gains over a baseline, corrections for many comparisons, and paired tests of two networks."""
+"""Statistics of a few seeds: intervals, gains over a baseline, corrections for many comparisons, and paired tests of two networks."""
 
 import warnings
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gain:
-    """How much better than its baseline a row is, in the unit of the figure; a positive gain is an improvement."""
+    """The gain of a row over its baseline, in the unit of the figure; a positive gain is an improvement."""
 
     value: float
     interval: Interval | None = None

@@ -1,4 +1,4 @@
-"""How well objects are found: COCO's mean average precision, and VOC's in both of its protocols."""
+"""Average precision of detections: COCO's, and VOC's in both of its protocols."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
