@@ -10,7 +10,8 @@ from bam_exp.backbones import Seam
 from bam_exp.data.target import Target
 
 Detections = dict[str, Tensor]
-"""The detections of one image: "boxes" n x 4 (x1, y1, x2, y2 in pixels of the network's input), "scores" n and "labels" n, 1 ... classes."""
+"""The detections of one image: "boxes" n x 4 (x1, y1, x2, y2 in pixels of the network's input), "scores" n and "labels" n
+(1 ... classes)."""
 
 
 class Detector(nn.Module):

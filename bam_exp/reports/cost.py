@@ -16,7 +16,7 @@ Source = Literal["measured", "scaled", "guess"]
 """The source of an estimate: the step time of the same network, that of others on the same data, or the device's peaks."""
 
 _PASSES = 17
-"""The number of times that a training step moves the output of a convolution: counted for ResNets and ResNeXts with fused kernels."""
+"""How often a training step moves the output of a convolution: counted for ResNets and ResNeXts with fused kernels."""
 
 _PEAKS = (
     ("H200", 790e12, 4.3e12), ("H100", 750e12, 3.0e12), ("A100", 280e12, 1.7e12), ("L40", 170e12, 0.8e12),

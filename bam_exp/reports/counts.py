@@ -59,7 +59,7 @@ class Compared:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """The verdict on each figure that is counted and printed: `yes`, `no`, `noted` (differs, as the table's notes say it would) or
+        """The verdict on each counted and printed figure: `yes`, `no`, `noted` (differs, as the table's notes say it would) or
         `unexpected` (noted, but equal)."""
         found = {}
         for figure in ("params", "gflops"):

@@ -1,4 +1,4 @@
-"""Statistics of a few seeds: intervals, gains over a baseline, corrections for many comparisons, and paired tests of two networks."""
+"""Statistics of a few seeds: intervals, gains over a baseline, corrections for many comparisons, paired tests of two networks."""
 
 import warnings
 from collections.abc import Sequence

@@ -131,7 +131,7 @@ class Run:
 
 
 def superseded(run: Run, schema: int, precision: str) -> str | None:
-    """The reason why this version would give other figures than a result of a run with this schema and precision; None if it would not."""
+    """The reason why this version would give other figures than a result of this schema and precision; None if it would not."""
     if schema == 1 and run.chosen.attention.target == "bam_exp.attention.CBAM":
         return _CBAM
     return _BFLOAT16 if schema == 1 and precision == "bfloat16" else None
