@@ -112,7 +112,12 @@ def test_a_diverged_run_gives_the_terminal_back(tmp_path: Path) -> None:
 
 def test_a_lost_connection_saves_a_checkpoint(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(*SMALL, "recipe.epochs=400"), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(*SMALL, "recipe.epochs=400"),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # The tests may themselves run under nohup, and a run that is told to ignore a lost connection ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert process.stderr is not None
     for line in process.stderr:
