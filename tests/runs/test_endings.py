@@ -117,7 +117,7 @@ def test_a_lost_connection_saves_a_checkpoint(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         # The tests may themselves run under nohup, and a run that is told to ignore a lost connection ignores it.
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509  the test has one thread
     )
     assert process.stderr is not None
     for line in process.stderr:
