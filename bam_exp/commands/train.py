@@ -29,7 +29,6 @@ from bam_exp.weights import Metadata, read_metadata
 
 _OWN_CONFIG = {"--config-name", "-cn", "--config-path", "-cp"}
 
-
 _typed: list[str] = []
 """The command line as it was typed, to say how an interrupted run is continued."""
 

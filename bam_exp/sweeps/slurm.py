@@ -26,7 +26,9 @@ def lost_jobs_recorded(runs: Sequence[Run]) -> AbstractContextManager[Any]:
     remaining = iter(runs)
 
     def results(job: Any) -> list[JobReturn]:
-        run = run_of_job.setdefault(job.job_id, run_of_job.get(job.job_id) or next(remaining))
+        if job.job_id not in run_of_job:
+            run_of_job[job.job_id] = next(remaining)
+        run = run_of_job[job.job_id]
         try:
             returned: list[JobReturn] = wait_for(job)
         except UncompletedJobError as error:
