@@ -34,7 +34,9 @@ def checked(function: F) -> F:
     Types are strict, but any whole number that is not a Python int, such as NumPy's, counts as one. An unknown, missing
     or repeated argument is a TypeError too.
     """
-    validated = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(function)
+    validated = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))(
+        function
+    )
     names = list(inspect.signature(function).parameters)
     owner = function.__qualname__.removesuffix(".__init__")
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
+from bam_exp.commands.arguments import Parser
 from bam_exp.config import choice_file, choice_names, one_line
 
 
@@ -27,7 +28,7 @@ def _is_detector(backbone: str) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bam-bench",
         description="How fast training is on this machine, beside what the machine could do (docs/performance.md).",
         epilog="""examples:

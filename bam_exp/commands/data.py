@@ -4,8 +4,7 @@ import argparse
 import shlex
 import sys
 
-from bam_exp import __version__
-from bam_exp.commands.arguments import path
+from bam_exp.commands.arguments import Parser, path
 from bam_exp.errors import BamError
 
 EXAMPLES = """examples:
@@ -21,10 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     from bam_exp.data import cifar100, imagenet_tars
 
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="bam-data", description="Download and unpack data sets.", epilog=EXAMPLES, formatter_class=raw
-    )
-    parser.add_argument("--version", action="version", version=f"bam-data {__version__}")
+    parser = Parser(prog="bam-data", description="Download and unpack data sets.", epilog=EXAMPLES, formatter_class=raw)
     data_sets = parser.add_subparsers(dest="data", required=True, metavar="data")
 
     cifar = data_sets.add_parser(

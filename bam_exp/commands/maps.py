@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bam_exp import __version__
-from bam_exp.commands.arguments import path
+from bam_exp.commands.arguments import Parser, path
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import write_atomically
@@ -27,13 +26,12 @@ how the maps relate to it, beside the same network before its training."""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bam-maps",
         description="A picture of what the attentions of a finished run attend to.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"bam-maps {__version__}")
     parser.add_argument("run", metavar="RUN", help="folder of a finished run, or its name under runs/")
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image files (without any: test images of different classes)"

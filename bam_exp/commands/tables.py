@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bam_exp import __version__
+from bam_exp.commands.arguments import Parser
 from bam_exp.commands.environment import use_environment, value_of
 from bam_exp.config import parse_overrides
 from bam_exp.durations import seconds_of
@@ -63,13 +63,12 @@ def _formats(text: str) -> Sequence[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bam-tables",
         description="The tables of the BAM paper: what their networks cost, and what our runs measured beside its figures.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"bam-tables {__version__}")
     parser.add_argument("--config-dir", metavar="DIR", help="folder of your own choices and tables (or BAM_EXP_CONF)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     listed = f"names of tables ({', '.join(table_names())}); none: all"

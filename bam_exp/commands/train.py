@@ -167,6 +167,8 @@ def _checked(words: list[str]) -> list[str]:
     parsed = config.parse_overrides(overrides)
     tables.register(parsed)
     # Hydra shows configs (--cfg, --info) without asking us, also one with a key that nothing has.
+    if value_of(flags, "--package", "-p") and value_of(flags, "--cfg", "-c") is None:
+        raise ConfigError("--package: goes with --cfg only, whose output it limits to a part of the config")
     shown = {"--cfg", "-c", "--info", "-i"} & set(flags) and not _OWN_CONFIG & set(flags)
     if shown and not any(word.is_sweep_override() or word.key_or_group == "experiment" for word in parsed):
         Chosen.of(config.compose(overrides))

@@ -6,8 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bam_exp import __version__
-from bam_exp.commands.arguments import path
+from bam_exp.commands.arguments import Parser, path
 from bam_exp.errors import BamError, ConfigError
 
 EXAMPLES = """examples:
@@ -23,10 +22,9 @@ then: bam-train ... evaluate=FILE tests the weights, bam-train ... weights=FILE 
 
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bam-weights", description="Weights of trained networks.", epilog=EXAMPLES, formatter_class=raw
     )
-    parser.add_argument("--version", action="version", version=f"bam-weights {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = "") -> argparse.ArgumentParser:

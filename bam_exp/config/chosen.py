@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
+from bam_exp.config.messages import one_line
 from bam_exp.config.targets import Factory, call, defaults_of, find_target
 from bam_exp.errors import ConfigError
 from bam_exp.files import WEIGHTS
@@ -112,18 +114,19 @@ class Chosen:
                 raise ConfigError(
                     f"{key}={_shortened(cfg[key])}: no such key{nearest(key, allowed)} (there are {', '.join(allowed)})"
                 )
-        seed = cfg.get("seed")
+        settings = {key: _setting(cfg, key) for key in SETTINGS}
+        seed = settings["seed"]
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ConfigError(f"seed={seed}: should be a whole number from 0 to 2147483647")
         names = names or cfg.hydra.runtime.choices
         return cls(
             **{group: Choice.of(cfg, group, str(names[group])) for group in GROUPS},
             seed=seed,
-            data_root=_folder("data_root", cfg.get("data_root")),
-            output_dir=_folder("output_dir", cfg.get("output_dir")),
-            weights=_weights_file("weights", cfg.get("weights")),
-            evaluate=_weights_file("evaluate", cfg.get("evaluate")),
-            images=_photos(cfg.get("images"), cfg.get("evaluate")),
+            data_root=_folder("data_root", settings["data_root"]),
+            output_dir=_folder("output_dir", settings["output_dir"]),
+            weights=_weights_file("weights", settings["weights"]),
+            evaluate=_weights_file("evaluate", settings["evaluate"]),
+            images=_photos(settings["images"], settings["evaluate"]),
         )
 
     def group(self, name: str) -> Choice:
@@ -134,6 +137,14 @@ class Chosen:
     def with_seed(self, seed: int) -> Self:
         """The same with another seed."""
         return replace(self, seed=seed)
+
+
+def _setting(cfg: DictConfig, key: str) -> Any:
+    """The value of a top-level key, with what it refers to resolved; None without it."""
+    try:
+        return cfg.get(key)
+    except OmegaConfBaseException as error:  # which does not always name the key
+        raise ConfigError(f"{key}: {one_line(error)}") from error
 
 
 def _folder(key: str, value: object) -> Path:

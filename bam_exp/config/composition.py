@@ -35,6 +35,7 @@ def compose(overrides: Iterable[str]) -> DictConfig:
     """
     overrides = list(overrides)
     check_overrides(overrides)
+    parse_overrides(overrides)
     try:
         with composing():
             return hydra_compose("config", [*search_path(), *overrides], return_hydra_config=True)
@@ -67,27 +68,38 @@ def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None
             if key in PATHS and value[:1] not in ("'", '"'):
                 typed = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
                 raise ConfigError(f"{override}: this path needs quotes inside the shell's, as in {typed}") from error
-            raise ConfigError(one_line(error)) from error
+            raise ConfigError(f"{override or repr(override)}: not of the form key=value ({one_line(error)})") from error
     return parsed
 
 
 def swept_values(override: Override) -> list[str]:
-    """The values of an override, as Hydra writes each on a command line: several for a sweep, else one."""
+    """The values of an override, as Hydra writes each on a command line: several for a sweep, else one.
+
+    Raises:
+        ConfigError: for a sweep that has no value, or an interval, whose values only a search can choose.
+    """
     if override.is_discrete_sweep():
-        return [str(value) for value in override.sweep_string_iterator()]
+        values = [str(value) for value in override.sweep_string_iterator()]
+        if not values:
+            raise ConfigError(f"{override.input_line}: names no value at all")
+        return values
+    if override.is_sweep_override():
+        raise ConfigError(
+            f"{override.input_line}: only a sweeper that searches, hydra/sweeper=optuna, takes an interval"
+        )
     return [str(override.get_value_element_as_str())]
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Refuse overrides that give a group a list or a mapping, and keys that look like secrets.
+    """Refuse overrides that give a group nothing, a list or a mapping, and keys that look like secrets.
 
     Raises:
         ConfigError: naming the key; it never repeats the value of a secret, which Hydra would store in plain text.
     """
     for override in overrides:
         key, _, value = override.partition("=")
-        key = key.lstrip("+~")
+        removed, key = key.startswith("~"), key.lstrip("+~")
         if _SECRET.search(key):
             raise ConfigError(f"{key}=…: looks like a secret; no run needs one, and it would be stored in plain text")
-        if key in GROUPS and value.startswith(("[", "{")):
-            raise ConfigError(f"{key}={value}: should be one of {', '.join(choice_names(key))}")
+        if key in GROUPS and (removed or value in ("", "null") or value.startswith(("[", "{"))):
+            raise ConfigError(f"{override}: {key} should be one of {', '.join(choice_names(key))}")

@@ -31,6 +31,10 @@ def one_line(error: BaseException) -> str:
         if match := re.search(r"Could not find '([^']+)'", text):
             group, _, choice = match.group(1).rpartition("/")
             return _no_such_choice(group, choice, choice_names(group))
+    if isinstance(error, OmegaConfBaseException):
+        text = text.partition("\n")[0]  # what follows are names of OmegaConf's own types
+        if error.full_key:
+            return f"{error.full_key}: {text}"
     return " ".join(text.split()) or type(error).__name__
 
 

@@ -23,7 +23,7 @@ from bam_exp.machine.memory import keep_memory
 from bam_exp.machine.world import World
 
 
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Machine:
     """Device, processes, precision and threads of a run.
 
@@ -34,7 +34,7 @@ class Machine:
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "reduce-overhead", "off"] = "auto"
     sgd: Literal["fused", "foreach", "loop"] = "fused"
-    threads: PositiveInt | None = None
+    threads: Annotated[PositiveInt, Field(le=1024)] | None = None
     deterministic: bool = False
     checkpoint_epochs: PositiveInt = 1
     checkpoint_minutes: PositiveFloat = 10.0

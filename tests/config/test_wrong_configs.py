@@ -2,6 +2,7 @@
 """Wrong configs, drawn from a seed: every one is refused with one line, exit code 2; right ones never are."""
 
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ready
+from hydra.core.global_hydra import GlobalHydra
 
 from bam_exp import config, tables
 from bam_exp.config import choices, composition
+from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 
 CHOICES = {
@@ -128,6 +131,35 @@ def test_wrong_configs_are_refused_with_one_line(count: int, tmp_path: Path, cap
     assert accepted == []
     assert long == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "named"),
+    [
+        ("~attention", "attention should be one of bam, "),
+        ("recipe=null", "recipe=null: recipe should be one of "),
+        ("recipe.lr=inf", "recipe.lr=inf: input should be a finite number"),
+        ("trainer.checkpoint_minutes=inf", "trainer.checkpoint_minutes=inf"),
+        ("trainer.threads=100000", "trainer.threads=100000"),
+        ("seed=${seed}", "seed: Recursive interpolation"),
+        ("output_dir=${nothing}", "output_dir: Interpolation key 'nothing' not found"),
+        ("recipe.lr=${nothing}", "recipe.lr: Interpolation key 'nothing' not found"),
+        ("", "'': not of the form key=value"),
+        ("recipe={a:1", "recipe={a:1: "),
+    ],
+)
+def test_a_refusal_names_the_key(word: str, named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    code, err = ending([word], tmp_path, capfd)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert named in err
+
+
+@pytest.mark.parametrize("word", ["seed=range(0,0)", "attention=glob(zzz*)", "recipe.lr=interval(0,1)"])
+def test_a_sweep_without_values_is_refused(word: str) -> None:
+    with config.composing():
+        (override,) = config.parse_overrides([word], GlobalHydra.instance().config_loader())
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        config.swept_values(override)
 
 
 def right(chance: random.Random) -> list[str]:
