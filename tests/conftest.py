@@ -109,6 +109,12 @@ def voc_mini(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _unpacked(shared / "data/voc-format-mini.tar", tmp_path_factory) / "voc-format-mini"
 
 
+@pytest.fixture(scope="session")
+def voc_official_bits(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official lists of VOC 2007 and a few of its images."""
+    return _unpacked(shared / "data/voc2007-official-bits.tar.xz", tmp_path_factory) / "voc2007-official-bits"
+
+
 def _unpacked(tar: Path, folders: pytest.TempPathFactory) -> Path:
     folder = folders.mktemp("boxes")
     with tarfile.open(tar) as content:

@@ -31,19 +31,19 @@ def write(folder: Path, command: str, rows: Sequence[Row], context: Row) -> list
     if table.is_file():
         with table.open(newline="") as file:
             everything += [row for row in csv.DictReader(file) if row["command"] != command]
-    everything.sort(key=lambda row: list(COMMANDS).index(row["command"]))
+    everything.sort(key=lambda row: (list(COMMANDS).index(row["command"].split()[0]), row["command"]))
     columns = dict.fromkeys(key for row in everything for key in row if key not in CONTEXT)
     with table.open("w", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *CONTEXT], restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(everything)
     lines = [f"# Measured on {context['device']}", "", "By `bam-bench`; docs/performance.md says what each figure is."]
-    for one in COMMANDS:
-        if found := [row for row in everything if row["command"] == one]:
-            lines += ["", f"## bam-bench {one}", "", _above(found[0])]
-            for of, keys, cells in tables(found):
-                rule = ["---" if key == "variant" else "--:" for key in keys]
-                lines += ["", f"**{of}**", "", *("| " + " | ".join(line) + " |" for line in (keys, rule, *cells))]
+    for one in dict.fromkeys(row["command"] for row in everything):
+        found = [row for row in everything if row["command"] == one]
+        lines += ["", f"## bam-bench {one}", "", _above(found[0])]
+        for of, keys, cells in tables(found):
+            rule = ["---" if key == "variant" else "--:" for key in keys]
+            lines += ["", f"**{of}**", "", *("| " + " | ".join(line) + " |" for line in (keys, rule, *cells))]
     draw(chart, everything)
     text.write_text("\n".join([*lines, "", f"![The rates, with the ceilings drawn in]({chart.name})", ""]))
     return [table, text, chart]

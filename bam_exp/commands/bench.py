@@ -35,23 +35,27 @@ def _parser() -> argparse.ArgumentParser:
   bam-bench module
   bam-bench step --no-compile       three minutes
   bam-bench step --backbone preresnet110 --batch 128
+  bam-bench step --backbone ssd_vgg16      a detector, on drawn boxes
   bam-bench input --photos DIR      photos of yours
   bam-bench epoch
   bam-bench sweep --packed 1 2 4    where trainer.runs_per_gpu gains, and where it loses
 
 The variants of a call take turns in one process, on the same random batch, after their outputs and gradients have been
 compared with float64. The tables are printed and, with spreads, kept in results/bench/<device>.md and .csv, with a chart;
-a call replaces what that sub-command wrote there before. One that computes something wrong ends with exit code 1.""",
+a call replaces what that sub-command wrote there before
+(a detector's, what that detector's did). One that computes something wrong ends with exit code 1.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for name, what in COMMANDS.items():
-        one = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    for command, what in COMMANDS.items():
+        one = commands.add_parser(command, help=what, description=f"{what[0].upper()}{what[1:]}.")
         option = partial(one.add_argument, type=_positive, metavar="N")
-        if name in ("step", "epoch", "sweep"):
-            default = "resnet50" if name == "step" else None
-            backbones = [name for name in choice_names("backbone") if not _is_detector(name)]
-            listed = "a network for CIFAR: a file of conf/backbone"
+        if command in ("step", "epoch", "sweep"):
+            default = "resnet50" if command == "step" else None
+            backbones = [name for name in choice_names("backbone") if command == "step" or not _is_detector(name)]
+            listed = (
+                "a network for CIFAR" + (", or a detector" if command == "step" else "") + ": a file of conf/backbone"
+            )
             one.add_argument("--backbone", choices=backbones, default=default, metavar="NAME", help=listed)
         option("--batch", help="images a step (128, and on a CPU 16 in step and module)")
         option("--rounds", help="blocks timed of each variant (10)")
@@ -59,14 +63,15 @@ a call replaces what that sub-command wrote there before. One that computes some
         one.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
         )
-        if name in ("step", "module"):
+        if command in ("step", "module"):
             one.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
-        if name == "input":
+        if command == "input":
             listed = "folder of class folders of photos, or of their train/ (without it, it draws its own)"
             one.add_argument("--photos", metavar="DIR", help=listed)
-        if name == "step":
+        if command == "step":
             option("--agree", help="also compare the losses of N steps, compiled and eager")
-        if name == "sweep":
+            option("--size", help="pixels of a side, for a detector (300; ssd_resnet20 64, faster_rcnn_resnet101 600)")
+        if command == "sweep":
             option("--packed", nargs="+", help="how many runs at once (1 2 4 8; on a CPU 1 and one for each core)")
         one.add_argument(
             "--output-dir", default=".", metavar="DIR", help="folder that holds results/ (the current one)"
@@ -83,10 +88,17 @@ def main() -> None:
 
     try:
         bench = Bench(options.device, options.threads, options.rounds)
-        rows = import_module(f"bam_exp.bench.{options.command}").rows(bench, options)
+        command, module = options.command, options.command
+        if command == "step" and _is_detector(options.backbone):
+            command, module = f"step --backbone {options.backbone}", "detectors"
+        elif command == "step" and options.size:
+            raise ValueError(
+                f"--size {options.size}: is for detectors, and {options.backbone} is a classifier of 32 px"
+            )
+        rows = import_module(f"bam_exp.bench.{module}").rows(bench, options)
         if not bench.copy:
             bench.measure_ceilings()
-        files = table.write(Path(options.output_dir) / "results" / "bench", options.command, rows, bench.context())
+        files = table.write(Path(options.output_dir) / "results" / "bench", command, rows, bench.context())
     except (ValueError, OSError) as error:
         print(f"bam-bench: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from error

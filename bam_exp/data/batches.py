@@ -86,6 +86,11 @@ class Batches(Generic[Targets]):
             int.from_bytes(digest[:4], "big")
         )  # PyTorch's mt19937 uses 32 bits of a seed
 
+    def _seed_of(self, index: int) -> int:
+        """Return the seed of what training draws for an image, a function of (seed, epoch, index)."""
+        digest = hashlib.sha256(f"seed {self.seed}, epoch {self.epoch}, draws for image {index}".encode()).digest()
+        return int.from_bytes(digest[:4], "big")
+
     def _order(self, generator: torch.Generator) -> Tensor:
         """Return the indices of the samples in the order of this epoch's batches, int64."""
         return torch.randperm(self.count, generator=generator) if self.shuffle else torch.arange(self.count)

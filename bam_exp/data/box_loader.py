@@ -118,7 +118,13 @@ class BoxLoader(Batches[list[Target]]):
     def _targets(self, batch: "BoxBatch") -> list[Target]:
         columns = zip(batch.indices, batch.sizes, batch.boxes, batch.labels, strict=True)
         return [
-            Target(index, size, boxes.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True))
+            Target(
+                index,
+                size,
+                boxes.to(self.device, non_blocking=True),
+                labels.to(self.device, non_blocking=True),
+                self._seed_of(index),
+            )
             for index, size, boxes, labels in columns
         ]
 

@@ -15,6 +15,10 @@ from bam_exp.errors import DataError
 from bam_exp.schema import checked
 
 COUNTS = {"train": 118_287, "test": 5_000}
+OBJECTS = {"train": 859_999, "test": 36_781}
+"""Annotations of each split, without the two of `FLAT`."""
+FLAT = (200365, 550395)
+"""The images of train2017 that have an annotation whose box is 0 pixels high; it is left out."""
 YEARS: dict[Split, str] = {"train": "train2017", "test": "val2017"}
 IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 """The official ids of the 80 categories."""
@@ -28,7 +32,8 @@ class COCO(BoxedSet):
 
     Args:
         root: the folder that holds `coco/` with these, or themselves.
-        official: the files of COCO 2017; false for other data in their form, whose runs then have another name.
+        official: the files of COCO 2017, told by their numbers of images and objects and by their categories; false for
+            other data in their form, whose runs then have another name.
         classes: categories that the files list.
         size, fit, long_side, augment: see `View`.
     """
@@ -122,10 +127,12 @@ class COCO(BoxedSet):
 
             annotations.check(source)
             annotations.check_files(self.folder(split), source)
-            if self.official and len(annotations) != COUNTS[split]:
+            images, objects = len(annotations), len(annotations.boxes)
+            if self.official and (images, objects) != (COUNTS[split], OBJECTS[split]):
                 raise DataError(
-                    f"{path}: has {len(annotations):,} images and {year} has {COUNTS[split]:,}; data.official=false "
-                    "takes other data in the form of COCO, and says so in the run's name"
+                    f"{path}: has {images:,} images with {objects:,} objects and {year} has {COUNTS[split]:,} with "
+                    f"{OBJECTS[split]:,}; data.official=false takes other data in the form of COCO, and says so in the "
+                    "run's name"
                 )
         if both[0] != both[1]:
             raise DataError(f"{self.base / 'annotations'}: the two files list different categories")
@@ -188,6 +195,8 @@ def _parsed(content: dict[str, Any], path: Path) -> tuple[Annotations, dict[int,
             raise DataError(f"{where}: is of category {one['category_id']}, which the file does not list")
         x, y, width, height = (float(value) for value in one["bbox"])
         crowd = bool(one.get("iscrowd", 0))
+        if one["image_id"] in FLAT and width > 0 and height == 0:
+            continue
         if not (width > 0 and height > 0) and not crowd:
             raise DataError(f"{where}: its box is {width:g} wide and {height:g} high; both should be above 0")
         box = (x, y, x + width, y + height)

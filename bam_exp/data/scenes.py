@@ -145,7 +145,7 @@ class SceneLoader(Batches[list[Target]]):
                 if mirrored[index]:
                     image.copy_(image.flip(2))
                     boxes = (boxes - boxes.new_tensor([_SIZE, 0, _SIZE, 0])).abs()[:, [2, 1, 0, 3]]
-                targets.append(Target(index, (_SIZE, _SIZE), boxes, labels))
+                targets.append(Target(index, (_SIZE, _SIZE), boxes, labels, self._seed_of(index)))
             self._batch = batch + 1
             self.waited += time.perf_counter() - began
             yield images, targets

@@ -16,3 +16,5 @@ class Target(NamedTuple):
     """float32 n x 4: x1, y1, x2, y2, half open."""
     labels: Tensor
     """int64 n: 1 ... classes; 0 is the background."""
+    seed: int = 0
+    """Of what training draws for this image: a function of the run's seed, the epoch and the number of the image."""

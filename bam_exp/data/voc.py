@@ -21,6 +21,11 @@ CLASSES = [
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 ]  # fmt: skip
 COUNTS = {"VOC2007/trainval": 5_011, "VOC2012/trainval": 11_540, "VOC2007/test": 4_952}
+DIGESTS = {
+    "VOC2007/trainval": "010edfa22115c8ca972c09aa4902fd39",
+    "VOC2007/test": "5b3551c4bf413aefbefcbae42db0275b",
+}
+"""md5 of the official lists of 2007."""
 TRAIN = ["VOC2007/trainval", "VOC2012/trainval"]
 TEST = ["VOC2007/test"]
 
@@ -35,7 +40,7 @@ class VOC(BoxedSet):
 
     Args:
         root: the folder that holds `VOCdevkit/` (or `voc/VOCdevkit/`).
-        official: the images of VOC; false for other data in its form, whose runs then have another name.
+        official: the images of VOC, told by their lists; false for other data in its form, whose runs then have another name.
         train, test: lists of images, each "<year>/<list>".
         classes: the names of the classes in the order of their labels; null for VOC's twenty.
         protocol: "voc07" averages the precision at eleven recalls, as VOC did until 2009; "voc" takes the area under the
@@ -128,11 +133,8 @@ class VOC(BoxedSet):
                 path = self._list(one)
                 annotations = _read(path, self.base, tuple(self._classes))
                 files = _files(path, self.base)
-                if self.official and len(annotations) != COUNTS[one]:
-                    raise DataError(
-                        f"{path}: lists {len(annotations):,} images and {one} has {COUNTS[one]:,}; data.official=false takes "
-                        "other data in the form of VOC, and says so in the run's name"
-                    )
+                if self.official:
+                    _check_official(path, one, [file.stem for file in files])
                 annotations.check(lambda i, files=files: str(files[i]))  # type: ignore[misc]
                 annotations.check_files(self.base, lambda i, files=files: str(files[i]))  # type: ignore[misc]
 
@@ -145,6 +147,16 @@ class VOC(BoxedSet):
         if not all(path.is_file() for path in lists):
             return sum(COUNTS.get(one, COUNTS["VOC2007/trainval"]) for one in self._lists[split])
         return sum(len(_files(path, self.base)) for path in lists)
+
+
+def _check_official(path: Path, one: str, names: Sequence[str]) -> None:
+    """Refuse a list that is not the official one. Raises DataError."""
+    other = "data.official=false takes other data in the form of VOC, and says so in the run's name"
+    if len(names) != COUNTS[one]:
+        raise DataError(f"{path}: lists {len(names):,} images and {one} has {COUNTS[one]:,}; {other}")
+    digest = hashlib.md5("".join(f"{name}\n" for name in names).encode()).hexdigest()
+    if digest != DIGESTS.get(one, digest):
+        raise DataError(f"{path}: lists other images than {one}, whose md5 is {DIGESTS[one]}; {other}")
 
 
 def _files(path: Path, base: Path) -> list[Path]:

@@ -2,8 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
+import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -12,11 +13,8 @@ from bam_exp.backbones.backbone import Residual, sequential
 from bam_exp.backbones.resnet import StrideIn
 from bam_exp.data.target import Target
 from bam_exp.detectors.detector import Body, Detections, Detector, as_torchvision, prefixed
+from bam_exp.detectors.regions import region_classifier, region_proposals
 from bam_exp.schema import checked
-
-RATIOS = (0.5, 1.0, 2.0)
-C4_ANCHORS = (64, 128, 256, 512)
-PYRAMID_ANCHORS = (32, 64, 128, 256, 512)
 
 
 class Outputs(NamedTuple):
@@ -31,7 +29,7 @@ class FasterRCNN(Detector):
     """A region proposal network on the maps of a backbone, and a classifier of the proposed regions.
 
     `forward` runs the backbone and the head of the region proposal network; its cost is therefore without that of the
-    regions, which depends on their number. Both heads, their sampling and losses are torchvision's.
+    regions, which depends on their number. Both heads and their losses are torchvision's.
 
     Args:
         backbone: stem and stages.
@@ -67,12 +65,19 @@ class FasterRCNN(Detector):
     def losses(self, outputs: Outputs, images: Tensor, targets: Sequence[Target]) -> tuple[dict[str, Tensor], Tensor]:
         """Objectness and offsets of sampled anchors, classes and offsets of sampled regions; the weight is the images.
 
-        Anchors and regions are drawn from PyTorch's global generator.
+        What is drawn for an image is a function of its target's seed. The terms are torchvision's, except that they are
+        divided by the number of samples that a batch should have: where an image has too few anchors or regions, its share
+        does not depend on the images beside it.
         """
+        rpn, roi_heads = cast(Any, self.rpn), cast(Any, self.roi_heads)
+        generators = [torch.Generator().manual_seed(target.seed) for target in targets]
+        rpn.fg_bg_sampler.generators = roi_heads.fg_bg_sampler.generators = generators
         objects = as_torchvision(targets, images.device)
         sizes = [target.size for target in targets]
         proposals, terms = self._proposals(outputs, images, sizes, objects)
-        _, roi_terms = self.roi_heads(_float(outputs.features), proposals, sizes, objects)
+        _, roi_terms = roi_heads(_float(outputs.features), proposals, sizes, objects)
+        terms = {name: term * rpn.fg_bg_sampler.share for name, term in terms.items()}
+        roi_terms = {name: term * roi_heads.fg_bg_sampler.share for name, term in roi_terms.items()}
         return {**terms, **roi_terms}, images.new_tensor(float(len(targets)))
 
     def detections(self, outputs: Outputs, images: Tensor, targets: Sequence[Target]) -> list[Detections]:
@@ -187,53 +192,10 @@ def faster_rcnn_resnet101(
     return FasterRCNN(
         Body(network.stem, stages),
         pyramid,
-        _rpn(channels, c4=c4),
-        _roi_heads(regions, box_head, predictor, c4=c4, nms=nms, min_score=min_score),
+        region_proposals(channels, c4=c4),
+        region_classifier(regions, box_head, predictor, c4=c4, nms=nms, min_score=min_score),
         seams=seams,
     )
-
-
-def _rpn(channels: int, *, c4: bool) -> nn.Module:
-    """torchvision's region proposal network with Chen & Gupta's numbers for C4, and with its own for a pyramid."""
-    from torchvision.models.detection.anchor_utils import AnchorGenerator
-    from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-
-    sizes = (C4_ANCHORS,) if c4 else tuple((size,) for size in PYRAMID_ANCHORS)
-    anchors = AnchorGenerator(sizes, (RATIOS,) * len(sizes))
-    rpn: nn.Module = RegionProposalNetwork(
-        anchors,
-        RPNHead(channels, anchors.num_anchors_per_location()[0]),
-        fg_iou_thresh=0.7,
-        bg_iou_thresh=0.3,
-        batch_size_per_image=256,
-        positive_fraction=0.5,
-        pre_nms_top_n={"training": 12000, "testing": 6000} if c4 else {"training": 2000, "testing": 1000},
-        post_nms_top_n={"training": 2000, "testing": 300} if c4 else {"training": 2000, "testing": 1000},
-        nms_thresh=0.7,
-    )
-    return rpn
-
-
-def _roi_heads(
-    regions: nn.Module, box_head: nn.Module, predictor: nn.Module, *, c4: bool, nms: float, min_score: float
-) -> nn.Module:
-    """torchvision's classifier of regions: 256 of an image for C4 and 512 for a pyramid, a quarter of them objects."""
-    from torchvision.models.detection.roi_heads import RoIHeads
-
-    heads: nn.Module = RoIHeads(
-        regions,
-        box_head,
-        predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        batch_size_per_image=256 if c4 else 512,
-        positive_fraction=0.25,
-        bbox_reg_weights=None,
-        score_thresh=min_score,
-        nms_thresh=nms,
-        detections_per_img=100,
-    )
-    return heads
 
 
 def _at_stride_1(stage: nn.Module) -> None:

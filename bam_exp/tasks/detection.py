@@ -148,8 +148,11 @@ class Detection(Task):
 
         return DetectionLearner(self)
 
-    def _freeze(self, norms: str, stages: int) -> list[nn.Module]:
-        """Take frozen weights out of the training; returns the normalisations that stay in evaluation mode."""
+    def _freeze(self, norms: str, stages: int) -> list[str]:
+        """Take frozen weights out of the training; returns the names of the normalisations that stay in evaluation mode.
+
+        Names, because a layer may be replaced by one that several processes share.
+        """
         backbone = self.detector.backbone
         parts: list[nn.Module] = [backbone.stem, *backbone.stages]
         if stages > len(parts):
@@ -158,13 +161,13 @@ class Detection(Task):
             for name, parameter in part.named_parameters():
                 if "attention" not in name.split("."):
                     parameter.requires_grad_(False)
-        frozen: list[nn.Module] = []
+        frozen: list[str] = []
         for name, layer in self.network.named_modules():
             if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 continue
             in_backbone = name.startswith("backbone.") or ".stage." in name  # C4's last stage is in the RoI head
             if norms == "all" or (norms == "backbone" and in_backbone and "attention" not in name.split(".")):
-                frozen.append(layer)
+                frozen.append(name)
                 for parameter in layer.parameters():
                     parameter.requires_grad_(False)
         return frozen
@@ -175,9 +178,8 @@ class Detection(Task):
         if 1 not in (last, self.batch_size):
             return
         network = copy.deepcopy(self.network).to("meta").train()
-        for layer, frozen in zip(network.modules(), self.network.modules(), strict=True):
-            if frozen in self.frozen_norms:
-                layer.eval()
+        for name in self.frozen_norms:
+            network.get_submodule(name).eval()
         try:
             with torch.no_grad():
                 network(torch.empty(1, 3, self.data.size, self.data.size, device="meta"))

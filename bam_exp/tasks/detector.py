@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from bam_exp.data.boxes import to_photo
 from bam_exp.data.target import Target
@@ -34,6 +34,10 @@ class DetectionLearner(Learner):
         # Sums over the epoch so far, in double precision: loss, steps. They are in the state dict, so that a run that
         # continues inside an epoch ends it with the same figures.
         self.register_buffer("train_sums", torch.zeros(2, dtype=torch.float64))
+        if ranks.size() > 1:
+            # Its gradient is the weight of this rank's share of a batch, so that the exchange of gradients, which takes the
+            # mean over the ranks, brings every rank the weight of the whole batch without a collective of its own.
+            self.batch_weight = nn.Parameter(torch.zeros(()))
         self._rows: list[Tensor] = []
         self._tested: list[int] = []
         self._shown: list[Shown] = []
@@ -42,8 +46,8 @@ class DetectionLearner(Learner):
     def train(self, mode: bool = True) -> Self:
         """Change between training and evaluation; frozen normalisations stay in evaluation, whoever calls this."""
         super().train(mode)
-        for layer in self.task.frozen_norms:
-            layer.eval()
+        for name in self.task.frozen_norms:
+            self.network.get_submodule(name).eval()
         return self
 
     def configure_optimizers(self) -> Any:
@@ -55,18 +59,38 @@ class DetectionLearner(Learner):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: Batch, _index: int) -> Tensor:
-        """The loss of one batch. With several ranks each has a share, weighted so that the mean gradient is the batch's."""
+        """The loss of one batch; with several ranks the loss of this rank's share, times its weight."""
         images, targets = batch
         self.seed_step()
         terms, weight = self.task.detector.losses(self.network(images), images, targets)
         loss = torch.stack(list(terms.values())).sum()
-        if ranks.size() > 1:
-            total = ranks.all_reduce_sum(weight.clone())
-            loss = loss * (weight / total.clamp(min=1))
+        if ranks.size() == 1:
+            self._count(loss)
+            return loss
+        self._share = (loss * weight).detach()
+        return loss * weight + self.batch_weight * weight
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """With several ranks, divide gradients and loss by the weight of the whole batch, which is now known."""
+        if ranks.size() == 1:
+            return
+        assert self.batch_weight.grad is not None
+        mean = self.batch_weight.grad.clamp(min=1 / ranks.size())
+        self.batch_weight.grad = None
+        gradients = [weight.grad for group in optimizer.param_groups for weight in group["params"]]
+        torch._foreach_div_([gradient for gradient in gradients if gradient is not None], mean)
+        self._share /= mean
+        self._count(self._share)
+
+    def _count(self, loss: Tensor) -> None:
+        """Add the loss of a step to the sums of the epoch; with several ranks, what this rank has of it."""
         with torch.no_grad():
-            self.train_sums[0].add_(loss)
+            self.train_sums[0].add_(loss / ranks.size())
             self.train_sums[1].add_(1 / ranks.size())
-        return loss * ranks.size()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """As in every task; the loss is the one that the weight of the whole batch gives."""
+        super().on_train_batch_end(outputs if ranks.size() == 1 else {"loss": self._share}, batch, batch_idx)
 
     def validation_step(self, batch: Batch, _index: int) -> None:
         """The detections in one batch of the test set, in pixels of their photos."""
@@ -142,6 +166,7 @@ class DetectionLearner(Learner):
         """Save the sums over all ranks and the picture, and what every task saves."""
         if ranks.size() > 1:
             checkpoint["state_dict"]["train_sums"] = ranks.all_reduce_sum(self.train_sums.clone())
+            del checkpoint["state_dict"]["batch_weight"]  # a run may go on with another number of processes
         checkpoint["picture"] = (
             None if self.picture is None else torch.frombuffer(bytearray(self.picture), dtype=torch.uint8)
         )
@@ -149,6 +174,8 @@ class DetectionLearner(Learner):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the picture, and what every task restores."""
+        if ranks.size() > 1:
+            checkpoint["state_dict"]["batch_weight"] = self.batch_weight.detach()
         picture = checkpoint["picture"]
         self.picture = None if picture is None else picture.numpy().tobytes()
         super().on_load_checkpoint(checkpoint)

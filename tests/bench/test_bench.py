@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bam_exp.attention import BAM
-from bam_exp.bench import epoch, forms, input, measure, module, table
+from bam_exp.bench import detectors, epoch, forms, input, measure, module, table
 from bam_exp.bench.forms import LiteralBAM, network_of
 from bam_exp.bench.measure import Bench, Counter, Saved
 from bam_exp.bench.step import Step, ladder
@@ -239,6 +239,35 @@ def test_photos_of_a_folder_are_loaded_with_the_same_crops(bam_bench: Command, t
     assert [row["check"] for row in rows] == ["", "ok"]
     assert float(rows[1]["x PIL"]) > 0
     assert bam_bench("input", "--photos", "photos/train/a").code == 2
+
+
+def test_steps_of_a_detector_are_measured_and_kept_beside_those_of_a_classifier(
+    bam_bench: Command, tmp_path: Path
+) -> None:
+    context = {"device": Bench("cpu", None, 1).name, **dict.fromkeys(table.CONTEXT[1:], "")}
+    table.write(tmp_path / "results/bench", "step", [{"of": "resnet50", "variant": "kept", "ms": 1.0}], context)
+    ended = bam_bench("step", "--backbone", "ssd_resnet20", "--rounds", "2", "--batch", "2", "--device", "cpu")
+    assert ended.code == 0
+    [kept] = (tmp_path / "results/bench").glob("*.csv")
+    with kept.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["command"], row["variant"]) for row in rows] == [
+        ("step", "kept"),
+        ("step --backbone ssd_resnet20", "no attention"),
+        ("step --backbone ssd_resnet20", "+ BAM at classifier"),
+    ]
+    for row in rows[1:]:
+        assert row["check"] == "ok"
+        assert sum(float(row[f"{part} %"]) for part in detectors.PARTS) == pytest.approx(100, abs=15)
+    assert float(rows[2]["kernels"]) > float(rows[1]["kernels"])
+
+
+@pytest.mark.parametrize("words", [["--backbone", "ssd_resnet20", "--agree", "3"], ["--size", "64"]])
+def test_a_word_that_is_not_for_this_network_is_refused(bam_bench: Command, words: list[str]) -> None:
+    ended = bam_bench("step", *words)
+    assert ended.code == 2
+    assert words[-2] in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_help_is_for_a_person(bam_bench: Command) -> None:

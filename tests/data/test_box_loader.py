@@ -23,7 +23,7 @@ def batches(data: COCO | VOC, *, epoch: int = 0, **knobs: Any) -> list[Batch]:
 def assert_same(first: Batch, second: Batch) -> None:
     assert torch.equal(first[0], second[0])
     for one, other in zip(first[1], second[1], strict=True):
-        assert one[:2] == other[:2]
+        assert (one.number, one.size, one.seed) == (other.number, other.size, other.seed)
         assert torch.equal(one.boxes, other.boxes)
         assert torch.equal(one.labels, other.labels)
 
@@ -67,6 +67,8 @@ def test_epochs_and_seeds_differ(voc: VOC) -> None:
     first = batches(voc)[0][0]
     assert not torch.equal(first, batches(voc, epoch=1)[0][0])
     assert not torch.equal(first, batches(voc, seed=4)[0][0])
+    seeds = [one.seed for epoch in range(2) for _, targets in batches(voc, epoch=epoch) for one in targets]
+    assert len(set(seeds)) == len(seeds) == 2 * 27
 
 
 def test_inputs_of_different_sizes_are_padded_with_zeros(coco: COCO) -> None:

@@ -12,7 +12,7 @@ from pycocotools import coco as pycocotools
 
 from bam_exp.data import COCO, VOC
 from bam_exp.data.coco import IDS
-from bam_exp.data.voc import CLASSES
+from bam_exp.data.voc import CLASSES, _check_official
 from bam_exp.errors import DataError
 
 Content = dict[str, Any]
@@ -58,10 +58,40 @@ def test_digests_tell_data_apart_and_official_data_need_not_be_there(tiny_coco: 
 
 
 def test_other_data_is_never_taken_for_the_official(tiny_coco: Path, voc_mini: Path) -> None:
-    with pytest.raises(DataError, match=r"has 50 images and train2017 has 118,287; data.official=false"):
+    with pytest.raises(DataError, match=r"has 50 images with 470 objects and train2017 has 118,287 with 859,999; data"):
         COCO(tiny_coco).prepare()
     with pytest.raises(DataError, match=r"lists 137 images and VOC2007/trainval has 5,011; data.official=false"):
         VOC(voc_mini).prepare()
+
+
+def test_the_official_lists_of_2007_are_told_by_their_digests(voc_official_bits: Path, tmp_path: Path) -> None:
+    lists = voc_official_bits / "VOCdevkit/VOC2007/ImageSets/Main"
+    for name in ("trainval", "test"):
+        path = lists / f"{name}.txt"
+        ids = path.read_text().split()
+        _check_official(path, f"VOC2007/{name}", ids)
+        ids[7] = ids[8]
+        with pytest.raises(DataError, match=rf"{name}\.txt: lists other images than VOC2007/{name}"):
+            _check_official(path, f"VOC2007/{name}", ids)
+
+
+def test_the_flat_boxes_of_train2017_are_left_out(tiny_coco: Path, tmp_path: Path) -> None:
+    """Two of the official annotations are 0 pixels high, for example [296.65, 388.33, 1.03, 0.0] of image 200365."""
+    shutil.copytree(tiny_coco, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "annotations/instances_train2017.json"
+    content = json.loads(path.read_text())
+    before = len(COCO(tmp_path, official=False).annotations("train").boxes)
+    image = content["annotations"][0]["image_id"]
+    flat = {**content["annotations"][0], "id": 918, "image_id": 200365, "bbox": [296.65, 388.33, 1.03, 0.0]}
+    for row in content["annotations"]:
+        row["image_id"] = 200365 if row["image_id"] == image else row["image_id"]
+    for one in content["images"]:
+        one["id"] = 200365 if one["id"] == image else one["id"]
+    content["annotations"].append(flat)
+    path.write_text(json.dumps(content))
+    data = COCO(tmp_path, official=False)
+    data.prepare()
+    assert len(data.annotations("train").boxes) == before
 
 
 def change(content: Content, what: str) -> None:
