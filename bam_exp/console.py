@@ -1,21 +1,47 @@
 """Lines for the user, which must never end a run: a log whose disk is full or whose reader has gone is ignored."""
 
 import os
+import signal
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
-LABEL = "BAM_EXP_LABEL"
-"""The environment variable that holds a run's place in its sweep, as `3/24`."""
-
-
-def label() -> str:
-    """`[3/24] ` for a run of a sweep, else an empty string: the lines of runs that train side by side are told apart by it."""
-    place = os.environ.get(LABEL, "")
-    return f"[{place}] " if place else ""
+INTERRUPTED = 130
+"""The exit code after Ctrl-C: 128 + SIGINT."""
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
     """Print a line on stderr, or on another stream; without effect if it cannot be written."""
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(line, file=stream or sys.stderr, flush=True)
+
+
+def say_interrupted(program: str, command: str | None) -> None:
+    """Say that Ctrl-C has ended a command, and which command continues; nothing if that is None: another process says it."""
+    if command is not None:
+        say(f"{program}: interrupted; continue with: {command}")
+
+
+@contextmanager
+def ending_at_once(program: str, command: str | None) -> Iterator[None]:
+    """Context manager in which Ctrl-C ends the process in one line, without an exception.
+
+    It is for imports and for reading configs, where nothing has to be cleaned up, and where libraries catch a KeyboardInterrupt
+    or turn it into an error of their own.
+    """
+
+    def end(_number: int, _frame: object) -> None:
+        with suppress(RuntimeError):  # the handler may have interrupted another line
+            say_interrupted(program, command)
+        os._exit(INTERRUPTED)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        yield
+        return
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -4,16 +4,19 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-_INTERRUPTED = 130  # 128 + SIGINT, as shells do
+from bam_exp.console import INTERRUPTED, ending_at_once, say_interrupted
+from bam_exp.processes import continued_by
 
 
 def _run(command: str) -> None:
+    program, typed = f"bam-{command}", continued_by(f"bam-{command}", sys.argv[1:])
     try:
-        main = _import(command)
+        with ending_at_once(program, typed):
+            main = _import(command)
         main()
     except KeyboardInterrupt:
-        print(f"bam-{command}: interrupted", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        say_interrupted(program, typed)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _import(command: str) -> Callable[[], None]:

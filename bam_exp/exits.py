@@ -2,22 +2,25 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from bam_exp.config import REFUSED, one_line
-from bam_exp.console import say
+from bam_exp.console import INTERRUPTED, say, say_interrupted
 from bam_exp.errors import BamError
 from bam_exp.files import reason_of
+from bam_exp.machine.interruption import Interrupted
 from bam_exp.machine.world import World
-
-INTERRUPTED = 130
-"""The exit code after Ctrl-C: 128 + SIGINT."""
+from bam_exp.processes import continued_by
 
 
 @contextmanager
-def one_line_errors(program: str) -> Iterator[None]:
+def one_line_errors(program: str, words: Sequence[str] | None = None) -> Iterator[None]:
     """Context manager that turns the errors a user can cause into one line on stderr and an exit code.
+
+    Args:
+        words: what was typed after the program's name, to say how it is continued after Ctrl-C; without them, Ctrl-C is left to
+            the caller.
 
     Raises:
         SystemExit: with the error's own exit code (see `errors`), 2 for any other refusal of input, 1 for a file that cannot be
@@ -39,8 +42,10 @@ def one_line_errors(program: str) -> Iterator[None]:
     except OSError as error:
         _say(f"{program}: {f'{error.filename}: ' if error.filename else ''}{reason_of(error)}")
         raise SystemExit(1) from error
-    except KeyboardInterrupt as error:
-        _say(f"{program}: interrupted")
+    except (KeyboardInterrupt, Interrupted) as error:
+        if words is None:
+            raise
+        say_interrupted(program, continued_by(program, words))
         raise SystemExit(INTERRUPTED) from error
 
 

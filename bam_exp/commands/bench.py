@@ -9,7 +9,9 @@ from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
 from bam_exp.commands.arguments import Parser
-from bam_exp.config import choice_file, choice_names, one_line
+from bam_exp.config import choice_file, choice_names
+from bam_exp.errors import BamError, ConfigError
+from bam_exp.exits import one_line_errors
 
 
 def _positive(word: str) -> int:
@@ -81,29 +83,26 @@ a call replaces what that sub-command wrote there before
 
 def main() -> None:
     """Run `bam-bench`. Wrong arguments end it with one line and exit code 2, a failed check with exit code 1."""
-    options = _parser().parse_args()
+    with one_line_errors("bam-bench", sys.argv[1:]):
+        _bench(_parser().parse_args())
+
+
+def _bench(options: argparse.Namespace) -> None:
     started = time.perf_counter()
     from bam_exp.bench import table
     from bam_exp.bench.measure import Bench, say
 
-    try:
-        bench = Bench(options.device, options.threads, options.rounds)
-        command, module = options.command, options.command
-        if command == "step" and _is_detector(options.backbone):
-            command, module = f"step --backbone {options.backbone}", "detectors"
-        elif command == "step" and options.size:
-            raise ValueError(
-                f"--size {options.size}: is for detectors, and {options.backbone} is a classifier of 32 px"
-            )
-        rows = import_module(f"bam_exp.bench.{module}").rows(bench, options)
-        if not bench.copy:
-            bench.measure_ceilings()
-        files = table.write(Path(options.output_dir) / "results" / "bench", command, rows, bench.context())
-    except (ValueError, OSError) as error:
-        print(f"bam-bench: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from error
+    bench = Bench(options.device, options.threads, options.rounds)
+    command, module = options.command, options.command
+    if command == "step" and _is_detector(options.backbone):
+        command, module = f"step --backbone {options.backbone}", "detectors"
+    elif command == "step" and options.size:
+        raise ConfigError(f"--size {options.size}: is for detectors, and {options.backbone} is a classifier of 32 px")
+    rows = import_module(f"bam_exp.bench.{module}").rows(bench, options)
+    if not bench.copy:
+        bench.measure_ceilings()
+    files = table.write(Path(options.output_dir) / "results" / "bench", command, rows, bench.context())
     table.show(rows, bench.context())
     say(f"\n{time.perf_counter() - started:.0f} s; {', '.join(str(file) for file in files)}")
     if failed := [row["variant"] for row in rows if row.get("check") == "FAILED"]:
-        print(f"bam-bench: not what float64 gives: {', '.join(failed)}", file=sys.stderr)
-        raise SystemExit(1)
+        raise BamError(f"not what float64 gives: {', '.join(failed)}")

@@ -1,11 +1,10 @@
 """`bam-data`: download and unpack data sets."""
 
 import argparse
-import shlex
 import sys
 
 from bam_exp.commands.arguments import Parser, path
-from bam_exp.errors import BamError
+from bam_exp.exits import one_line_errors
 
 EXAMPLES = """examples:
   bam-data cifar100 DIR          then: bam-train data=cifar100 data_root=DIR ...
@@ -76,11 +75,5 @@ def _run(options: argparse.Namespace) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run `bam-data`. Bad input, data and servers end it with one line and exit code 2, Ctrl-C with one line and 130."""
     words = sys.argv[1:] if arguments is None else arguments
-    try:
+    with one_line_errors("bam-data", words):
         _run(_parser().parse_args(words))
-    except BamError as error:
-        print(f"bam-data: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from error
-    except KeyboardInterrupt:
-        print(f"bam-data: interrupted; continue with: {shlex.join(['bam-data', *words])}", file=sys.stderr)
-        raise SystemExit(130) from None

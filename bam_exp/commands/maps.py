@@ -1,6 +1,7 @@
 """`bam-maps`: a picture of what the attentions of a finished run attend to, and how that relates to where the object is."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,6 +99,5 @@ def _add_to_tensorboard(figure: "Figure", folder: Path) -> None:
 
 def main() -> None:
     """`bam-maps`; wrong input ends in one line and exit code 2."""
-    options = _parser().parse_args()
-    with one_line_errors("bam-maps"):
-        maps(options)
+    with one_line_errors("bam-maps", sys.argv[1:]):
+        maps(_parser().parse_args())

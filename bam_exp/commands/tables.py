@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """`bam-tables`; wrong input ends in one line and exit code 2."""
-    with one_line_errors("bam-tables"):
+    with one_line_errors("bam-tables", sys.argv[1:]):
         use_environment(value_of(sys.argv[1:], "--config-dir"))
         options = _parser().parse_args()
         overrides = [word for word in options.words if "=" in word]

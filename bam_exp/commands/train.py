@@ -16,13 +16,11 @@ from bam_exp import __version__, config, tables
 from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.commands.environment import flags_and_overrides, use_environment, value_of
 from bam_exp.config import Chosen
-from bam_exp.console import say
+from bam_exp.console import INTERRUPTED, ending_at_once, say
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.figures import FIGURES
-from bam_exp.machine import Machine
-from bam_exp.machine.interruption import PARENT
-from bam_exp.machine.world import LAUNCHED
+from bam_exp.processes import continued_by
 from bam_exp.runs.folder import result_of
 from bam_exp.runs.run import Run
 from bam_exp.weights import Metadata, read_metadata
@@ -42,7 +40,7 @@ def start(cfg: DictConfig) -> float | None:
     Returns:
         The headline figure of the run, for sweepers that search; None if the run failed.
     """
-    with one_line_errors("bam-train"):  # here, because Hydra prints lines of its own about errors that reach it
+    with one_line_errors("bam-train", _typed):  # here, because Hydra prints lines of its own about errors that reach it
         state = HydraConfig.get()
         if state.job.chdir:
             raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
@@ -57,7 +55,7 @@ def start(cfg: DictConfig) -> float | None:
         if not OmegaConf.is_missing(state.job, "num"):  # only a job of a sweep has a number
             from bam_exp.sweeps.child import train_in_child
 
-            train_in_child(run, machine, state.job.num)
+            train_in_child(run, machine)
         elif (result := result_of(run)) is not None:
             if machine.world.rank == 0:
                 figure = FIGURES[parts.task.headline]
@@ -69,16 +67,9 @@ def start(cfg: DictConfig) -> float | None:
                 parts.data.prepare()
             from bam_exp.training.train import train  # importing Lightning takes seconds
 
-            train(run, parts, machine, _continuing(machine))
+            train(run, parts, machine, continued_by("bam-train", _typed))
         result = result_of(run)
         return None if result is None else float(result["metrics"][parts.task.headline])
-
-
-def _continuing(machine: Machine) -> str | None:
-    """The command that continues a run that is stopped; None in a job of a sweep, which shows its own."""
-    if machine.world.launched:
-        return os.environ[LAUNCHED] or None
-    return None if PARENT in os.environ else shlex.join(["bam-train", *_typed])
 
 
 def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
@@ -102,6 +93,7 @@ def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
         return
     from bam_exp.training.evaluate import evaluate
 
+    say(f"{chosen.evaluate}: testing on {chosen.data.name}")
     figures = evaluate(chosen, machine)
     text = ", ".join(FIGURES[name].text(value) for name, value in figures.items() if name in FIGURES)
     say(f"{chosen.evaluate}: {text}  ({figures['images']:.0f} images of {chosen.data.name})", sys.stdout)
@@ -127,8 +119,9 @@ def main() -> None:
     OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choice_names(group)), replace=True)
     OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.table_names()), replace=True)
     OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
-    with one_line_errors("bam-train"):
-        _typed[:] = words = sys.argv[1:]
+    _typed[:] = words = sys.argv[1:]
+    command = continued_by("bam-train", words)
+    with one_line_errors("bam-train", words), ending_at_once("bam-train", command):
         if "--version" in words:
             say(f"bam-train {__version__}", sys.stdout)
             return
@@ -148,10 +141,11 @@ def _interrupted_sweep_summarised() -> Iterator[None]:
     try:
         yield
     except (SystemExit, KeyboardInterrupt) as end:
-        signals = {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
+        code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
+        stopped = code in {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
         sweep = sys.modules.get("bam_exp.sweeps.sweep")
-        if sweep is not None and (isinstance(end, KeyboardInterrupt) or end.code in signals):
-            sweep.Sweep.summarise_interrupted(shlex.join(["bam-train", *_typed]))
+        if stopped and sweep is not None and sweep.Sweep.summarise_interrupted(shlex.join(["bam-train", *_typed])):
+            raise SystemExit(code) from end
         raise
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bam_exp.commands.arguments import Parser, path
-from bam_exp.errors import BamError, ConfigError
+from bam_exp.errors import ConfigError
+from bam_exp.exits import one_line_errors
 
 EXAMPLES = """examples:
   bam-weights show runs/shapes/resnet20-widen0.5/bam-reduction8/demo/seed0
@@ -117,12 +118,7 @@ def convert(checkpoint: Path, weights: Path, overrides: Sequence[str]) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run `bam-weights`. Bad input ends it with one line and exit code 2, Ctrl-C with one line and 130."""
-    try:
-        options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    with one_line_errors("bam-weights", words):
+        options = _parser().parse_args(words)
         options.run(options)
-    except (BamError, ValueError) as error:
-        print(f"bam-weights: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except KeyboardInterrupt:
-        print("bam-weights: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None

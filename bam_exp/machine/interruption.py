@@ -3,9 +3,10 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-PARENT = "BAM_EXP_PARENT"
-"""The environment variable that holds the process id of the sweep or the launcher that started a run."""
+from bam_exp.processes import PARENT
 
 
 def stop_signals() -> list[signal.Signals]:
@@ -16,11 +17,28 @@ def stop_signals() -> list[signal.Signals]:
 
 
 class Interrupted(BaseException):
-    """The run was told to stop and has saved a checkpoint."""
+    """Training or testing was told to stop; a run that trains has saved a checkpoint."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+@contextmanager
+def interrupted_at_once() -> Iterator[None]:
+    """Context manager in which Ctrl-C raises `Interrupted`: on a KeyboardInterrupt, Lightning ends the process with exit code 1."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise Interrupted(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Interruption:

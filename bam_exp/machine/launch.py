@@ -17,8 +17,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from bam_exp.errors import Busy, ConfigError, RankFailed
-from bam_exp.machine.interruption import PARENT, Interruption, stop_signals
-from bam_exp.machine.world import LAUNCHED
+from bam_exp.machine.interruption import Interruption, stop_signals
+from bam_exp.processes import LAUNCHED, PARENT
 
 STOP_S = 300
 """Seconds that ranks have to save a checkpoint after they were told to stop."""

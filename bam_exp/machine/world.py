@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from bam_exp.processes import LAUNCHED
+
 
 @dataclass(frozen=True)
 class World:
@@ -58,7 +60,3 @@ class World:
             LOCAL_RANK=str(self.local_rank),
             LOCAL_WORLD_SIZE=str(self.local_size),
         )
-
-
-LAUNCHED = "BAM_EXP_LAUNCHED"
-"""The environment variable that bam-train sets for the ranks that it starts: the command that continues the run, or empty."""

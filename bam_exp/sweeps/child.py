@@ -11,31 +11,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from bam_exp.config import one_line, search_path
-from bam_exp.console import LABEL
 from bam_exp.machine import Machine
-from bam_exp.machine.interruption import PARENT
+from bam_exp.processes import PARENT, SWEEP
 from bam_exp.runs.folder import clear_failure, is_done, record_failure
 from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
-
-SWEEP = "BAM_EXP_SWEEP"
-"""The environment variable that holds the process id of the sweep, by which a launcher's worker knows its parent."""
-
-JOBS = "BAM_EXP_JOBS"
-"""The environment variable that holds the number of jobs of the sweep."""
 
 SLURM_ENDS_S = 600
 """Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
 
 
-def train_in_child(run: Run, machine: Machine, number: int) -> None:
+def train_in_child(run: Run, machine: Machine) -> None:
     """Train a run in a child process and wait for it; whatever becomes of it is recorded in its folder.
 
     The child is given everything that was chosen, word by word, and not what was typed: defaults of the user's own configs,
     interpolations and Hydra's flags have already had their effect.
-
-    Args:
-        number: the number of the job in its sweep, from 0.
 
     Raises:
         SystemExit: 128 + the signal, if this process was told to stop.
@@ -50,8 +40,7 @@ def train_in_child(run: Run, machine: Machine, number: int) -> None:
         return
     # -P: a folder called bam_exp in the current folder is not the package.
     command = [sys.executable, "-P", "-m", "bam_exp", *search_path(), *run.full_overrides]
-    place = f"{number + 1}/{os.environ[JOBS]}" if JOBS in os.environ else str(number + 1)
-    environment = {**os.environ, PARENT: str(os.getpid()), LABEL: place}
+    environment = {**os.environ, PARENT: str(os.getpid())}
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     limit, reason = machine.time_limit_minutes, None

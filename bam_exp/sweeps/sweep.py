@@ -1,7 +1,10 @@
 """A sweep: every job is checked before the first one starts, and at the end it says what became of each."""
 
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import product
@@ -15,14 +18,15 @@ from omegaconf import DictConfig, OmegaConf
 from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.config import Chosen, parse_overrides, swept_values
 from bam_exp.console import say
+from bam_exp.durations import duration
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import reason_of
 from bam_exp.machine.world import World
+from bam_exp.processes import PLACE, SWEEP
 from bam_exp.runs.folder import failure_of, has_checkpoint, is_done, result_of
 from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
-from bam_exp.sweeps.child import JOBS, SWEEP
 from bam_exp.sweeps.slurm import lost_jobs_recorded
 
 
@@ -38,6 +42,10 @@ class Sweep(Callback):
         self.jobs: list[Run] = []
         """The run of each job; several jobs may have the same run."""
         self.held = ExitStack()
+        self.started = 0.0
+        """The time at which the first job could start, in seconds since 1970."""
+        self.done_before = 0
+        """The number of runs that were done then."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse the whole sweep if one of its jobs is wrong: one line, exit code 2, nothing written."""
@@ -50,8 +58,7 @@ class Sweep(Callback):
             self._check_jobs(config)
             _make_folder(config)
             Sweep.active = self
-            os.environ[JOBS] = str(len(self.jobs))
-            done = sum(is_done(run) for run in self.runs.values())
+            self.started, self.done_before = time.time(), (done := self._done())
             say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
             if done == len(self.runs):
                 say("nothing left to run", sys.stdout)
@@ -59,6 +66,29 @@ class Sweep(Callback):
                 raise SystemExit(0)
             if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
                 self.held.enter_context(lost_jobs_recorded(self.jobs))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C has a summary
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Say which run begins and how long the sweep still takes; the process of the run finds its place in its environment."""
+        if OmegaConf.is_missing(config.hydra.job, "num"):  # this is not a job of a sweep
+            return
+        number, count = int(config.hydra.job.num), len(self.jobs)
+        choices = config.hydra.runtime.choices
+        row = next((choice for group, choice in choices.items() if group.startswith("row/")), "")
+        os.environ[PLACE] = f"{number + 1}{f'/{count}' if count else ''} {row}".rstrip()
+        if self.jobs and not is_done(self.jobs[number]):
+            say(f"run {number + 1} of {count}{self._time_to_go(number)}", sys.stdout)
+
+    def _time_to_go(self, number: int) -> str:
+        """The time that the jobs from this number on take, by the pace of the runs that this sweep has finished."""
+        finished = self._done() - self.done_before
+        left = {run.name for run in self.jobs[number:] if not is_done(run)}
+        seconds = (time.time() - self.started) / max(1, finished) * len(left)
+        return f", about {duration(seconds)} to go" if finished else ""
+
+    def _done(self) -> int:
+        return sum(is_done(run) for run in self.runs.values())
 
     def _check_jobs(self, master: DictConfig) -> None:
         remote = master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"  # its nodes may have GPUs
@@ -83,6 +113,7 @@ class Sweep(Callback):
         """Say what became of each run, print the table, and end with exit code 1 if a run is not done."""
         self.held.close()
         Sweep.active = None
+        os.environ.pop(PLACE, None)
         missing = [run for run in self.runs.values() if not is_done(run)]
         running = [run for run in missing if running_elsewhere(run)]
         for run in missing:
@@ -118,10 +149,10 @@ class Sweep(Callback):
             link_tables([table], output_dir)
 
     @classmethod
-    def summarise_interrupted(cls, command: str) -> None:
-        """Say what is done, stopped and not begun of an interrupted sweep, and how it is continued."""
+    def summarise_interrupted(cls, command: str) -> bool:
+        """Say what is done, stopped and not begun of an interrupted sweep, and how it is continued; False if there is none."""
         if cls.active is None:
-            return
+            return False
         runs = list(cls.active.runs.values())
         done = sum(is_done(run) for run in runs)
         stopped = sum(not is_done(run) and has_checkpoint(run.folder) for run in runs)
@@ -129,6 +160,7 @@ class Sweep(Callback):
             f"sweep interrupted: {done} of {len(runs)} runs done, {stopped} stopped with a checkpoint, "
             f"{len(runs) - done - stopped} not begun; continue with: {command}"
         )
+        return True
 
 
 def _check_sweep(master: DictConfig) -> None:

@@ -12,13 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from bam_exp.console import label, say
+from bam_exp.console import say
 from bam_exp.durations import duration
 from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
+from bam_exp.processes import place
 from bam_exp.runs.folder import write_progress
 from bam_exp.tasks.learner import Learner
 from bam_exp.training.timing import Timing
+
+WIDTH = 80
+"""Columns that the line of an epoch may take; where it would take more, the speed of its steps is left out."""
 
 
 class Progress(pl.Callback):
@@ -37,7 +41,7 @@ class Progress(pl.Callback):
         threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
         processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
-        self._say(f"{label()}{self.name}: training on {device.type}{processes}{threads}{where}")
+        self._say(f"{place()}{self.name}: training on {device.type}{processes}{threads}{where}")
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -65,6 +69,18 @@ class Progress(pl.Callback):
             self.shown = time.monotonic()
             self.bar.update(self.task, completed=trainer.global_step)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show in the bar that the test set is evaluated."""
+        self._describe("testing")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show in the bar that the steps go on."""
+        self._describe("steps")
+
+    def _describe(self, words: str) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, description=words, refresh=True)
+
     def _end_epoch(self, trainer: pl.Trainer, epoch: int, figures: dict[str, float]) -> None:
         """Print the figures of the epoch that has ended."""
         self.timing.end_epoch()
@@ -78,12 +94,14 @@ class Progress(pl.Callback):
             waited = f", {spent.waited:.1f} s of {spent.seconds:.1f} s waiting for data"
         figure = FIGURES[cast(Learner, trainer.lightning_module).task.headline]
         tested = f"test/{figure.name}"
-        error = f"  test {figure.text(figures[tested])}" if tested in figures else ""
-        self._say(
-            f"{label() or '  '}epoch {epoch:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
-            f"  {duration(self.timing.seconds[-1])} ({self.timing.times[-1]['step_ms']:.0f} ms a step{waited}){skipped}"
-            + (f"  {duration(to_go)} to go" if to_go else "")
+        error = f"  {figure.text(figures[tested])}" if tested in figures else ""
+        begin = (
+            f"{place() or '  '}epoch {epoch:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
+            f"  {duration(self.timing.seconds[-1])}"
         )
+        speed = f" ({self.timing.times[-1]['step_ms']:.0f} ms a step{waited})"
+        rest = skipped + (f"  {duration(to_go)} to go" if to_go else "")
+        self._say(begin + (speed if len(begin + speed + rest) <= WIDTH else "") + rest)
         write_progress(Path(trainer.default_root_dir), epoch, epochs, to_go)
 
     def _log_times(self, trainer: pl.Trainer, epoch: int) -> None:
