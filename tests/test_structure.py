@@ -43,3 +43,21 @@ def functions(file: Path) -> Iterator[tuple[str, int]]:
 def test_no_file_or_function_is_too_long(file: Path) -> None:
     assert len(file.read_text().splitlines()) <= LONGEST_FILE
     assert [(name, lines) for name, lines in functions(file) if lines > LONGEST_FUNCTION] == []
+
+
+READERS = ("commands/", "machine/", "sweeps/", "processes.py", "cpu.py", "entry.py")
+"""Where the environment and the command line are read. Sweeps hand their environment on to the processes they start."""
+FOREIGN = {
+    "weights/checkpoint.py": ["os.environ"],  # keeps a variable of PyTorch from having a file executed
+    "data/photos/folder.py": ["os.environ"],  # XDG_CACHE_HOME, where a user's caches are
+}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_environment_is_read_where_commands_start_and_machines_are_described(file: Path) -> None:
+    name = str(file.relative_to(PACKAGE))
+    if name.startswith(READERS):
+        return
+    nodes = (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute))
+    used = {ast.unparse(node) for node in nodes} & {"os.environ", "os.getenv", "os.environb", "sys.argv"}
+    assert sorted(used) == FOREIGN.get(name, [])

@@ -24,7 +24,6 @@ def evaluate(chosen: Chosen, machine: Machine) -> dict[str, float]:
         Interrupted: on Ctrl-C.
         ConfigError, DataError: if the file does not fit the network, or the data is missing or damaged.
     """
-    assert chosen.evaluate is not None
     machine = replace(machine, devices=1)
     with interrupted_at_once(), gpu_lease(machine):
         return _evaluate(chosen, machine.opened())

@@ -22,6 +22,7 @@ from bam_exp.machine import Machine, gpus
 from bam_exp.machine.gpus import gpu_lease, show_gpu_of_rank, visible_gpus
 from bam_exp.machine.interruption import Interruption, stop_signals
 from bam_exp.machine.world import World
+from bam_exp.training import evaluate as evaluating
 
 UUIDS = ("GPU-aaaa1111", "GPU-bbbb2222", "GPU-cccc3333", "GPU-dddd4444")
 
@@ -180,6 +181,17 @@ def test_the_lease_names_mig_instances_before_the_driver_is_asked(monkeypatch: p
         with gpu_lease(machine) as second:
             assert (first, second) == (["MIG-a"], ["MIG-b"])
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-a,MIG-b"
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_an_evaluation_leases_one_gpu_as_a_run_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Machine, "opened", lambda machine: machine)
+    monkeypatch.setattr(
+        evaluating, "_evaluate", lambda _, machine: {"gpu": os.environ["CUDA_VISIBLE_DEVICES"], "n": machine.devices}
+    )
+    with gpu_lease(Machine()):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+        assert evaluating.evaluate(chosen_of(), Machine(devices=2)) == {"gpu": "5", "n": 1}
 
 
 def test_a_rank_sees_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Command
+from conftest import TINY, Command, chosen_of
+
+from bam_exp.build import build
+from bam_exp.weights import save_weights
 
 SMALL = (*TINY, "backbone.widen=0.5", "attention.reduction=8")
 SHOW_CURSOR, HIDE_CURSOR = b"\x1b[?25h", b"\x1b[?25l"
@@ -88,7 +91,56 @@ def test_ctrl_c_while_it_starts_is_one_line(tmp_path: Path) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err
-    assert err.decode().strip().splitlines()[-1:] == ["bam-train: interrupted"]
+    [line] = err.decode().strip().splitlines()
+    assert line == f"bam-train: interrupted; continue with: bam-train {' '.join(SMALL)}"
+
+
+def test_ctrl_c_in_an_evaluation_is_one_line(tmp_path: Path) -> None:
+    network = build(chosen_of(*SMALL))[1]
+    save_weights(network.state_dict(), tmp_path / "own.safetensors")
+    words = [*SMALL, "data.test_size=2000", "evaluate=own.safetensors"]
+    code, output = in_terminal(tmp_path, *words, stop=b"own.safetensors: testing on shapes")
+    assert code == 130
+    assert b"Traceback" not in output
+    _, line = output.decode().strip().splitlines()
+    assert line == f"bam-train: interrupted; continue with: bam-train {' '.join(words)}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seconds", [0.0, 0.5, 1.0, 2.0, 4.0])
+def test_ctrl_c_while_ranks_import_is_one_line(tmp_path: Path, seconds: float) -> None:
+    words = [*SMALL, "recipe.epochs=400", "trainer.devices=2"]
+    process = subprocess.Popen(
+        command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    while not (ranks := children(process.pid)) and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.15 + seconds)  # Python itself starts first, which ends in its own traceback
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    said = [line for line in err.decode().splitlines() if "continue with: bam-train " + " ".join(words) in line]
+    assert len(said) == 1
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [
+        int(number) for file in Path(f"/proc/{process}/task").glob("*/children") for number in file.read_text().split()
+    ]
+
+
+@pytest.mark.faults
+def test_ctrl_c_in_a_parallel_sweep_says_it_once(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1,2", *SMALL, "recipe.epochs=400", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    code, output = in_terminal(tmp_path, *words, stop=b"epoch   2/400")
+    assert code == 130
+    assert b"Traceback" not in output
+    assert gives_the_cursor_back(output)
+    assert b" stopped with a checkpoint, 1 not begun" in output
+    assert output.count(b"interrupted") == 1
 
 
 def test_ctrl_c_in_a_sweep_says_what_is_done_stopped_and_not_begun(tmp_path: Path) -> None:

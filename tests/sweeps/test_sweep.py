@@ -7,9 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, Command
+from omegaconf import OmegaConf
+
+from bam_exp.processes import PLACE, place
+from bam_exp.sweeps.sweep import Sweep
 
 SLOW = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=400")
 """A run that lasts longer than any test waits."""
@@ -127,3 +132,19 @@ def test_a_folder_that_cannot_be_written_is_one_line(bam_train: Command, tmp_pat
     assert ended.code == 2
     [line] = ended.err.strip().splitlines()
     assert "output_dir" in line
+
+
+def test_a_job_knows_its_place_and_the_sweep_its_time_to_go(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two runs was done before; the first job took a minute, so three more take three."""
+    done = {"before", "first"}
+    monkeypatch.setattr("bam_exp.sweeps.sweep.is_done", lambda run: run.name in done)
+    monkeypatch.setenv(PLACE, "")
+    callback = Sweep()
+    callback.jobs = [SimpleNamespace(name=name) for name in ("before", "first", "second", "third", "fourth")]
+    callback.runs = {run.name: run for run in callback.jobs}
+    callback.started, callback.done_before = time.time() - 60, 1
+    callback.on_job_start(OmegaConf.create({"hydra": {"job": {"num": 2}, "runtime": {"choices": {"row/demo": "bam"}}}}))
+    assert capsys.readouterr().out == "run 3 of 5, about 3 min to go\n"
+    assert place() == "[3/5 bam] "
