@@ -129,6 +129,9 @@ def _same_device(line: Mapping[str, str], device: Mapping[str, Any]) -> bool:
     return all(str(line[key]) == str(device[key]) for key in keys)
 
 
-def disk(cost: Complexity) -> int:
-    """Bytes of a run's folder: two generations of a checkpoint while it trains, each weights and momentum in float32."""
-    return 2 * 2 * 4 * cost.params
+def disk(cost: Complexity, *, best_weights: bool = False) -> int:
+    """Bytes of a run's folder at the end of its training, when it is largest; every number is a float32.
+
+    Two generations of a checkpoint, each weights and momentum, and the file of weights; with `best_weights` a second such file.
+    """
+    return 4 * (2 * 2 + 1 + best_weights) * cost.params

@@ -27,6 +27,11 @@ class Missing:
     work: Work
     estimate: Estimate
 
+    @property
+    def bytes(self) -> int:
+        """The largest size of the run's folder."""
+        return disk(self.work.cost, best_weights=make_machine(self.state.run.chosen).best_weights)
+
 
 def plan(
     table_names: Sequence[str],
@@ -90,7 +95,7 @@ def _lines(output_dir: Path) -> list[Line]:
 
 
 def _megabytes(one: Missing) -> str:
-    return f"{disk(one.work.cost) / 1e6:.0f} MB"
+    return f"{one.bytes / 1e6:.0f} MB"
 
 
 def _sum_up(count: int, missing: Sequence[Missing]) -> None:
@@ -105,7 +110,7 @@ def _sum_up(count: int, missing: Sequence[Missing]) -> None:
         number = sum(one.estimate.source == source for one in missing)
         if number:
             print(f"{words} ({number} of {len(missing)})")
-    print(f"disk while they train: {sum(disk(one.work.cost) for one in missing) / 1e9:.1f} GB")
+    print(f"disk while they train: {sum(one.bytes for one in missing) / 1e9:.1f} GB")
 
 
 def _pick(missing: Sequence[Missing], budget: float) -> None:

@@ -3,13 +3,16 @@
 import json
 import os
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, Command
+import torch
+from conftest import TINY, Command, ready
 from filelock import FileLock
 
-from bam_exp.durations import seconds_of
+from bam_exp.durations import duration, seconds_of
 from bam_exp.machine import Machine
 from reports.test_report import fake_result
 
@@ -144,3 +147,37 @@ def test_measuring_times_the_real_command_and_leaves_no_run_behind(tmp_path: Pat
     estimate = Costs([line], device_of(run)).estimate(work)
     assert (work.network, estimate.source) == (network, "measured")
     assert estimate.seconds == pytest.approx((work.train_steps + work.test_steps / 3) * float(line["step_ms"]) / 1000)
+
+
+def test_after_runs_of_two_steps_a_plan_is_within_half_of_an_epoch(
+    bam_tables: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are measured by the time of this process, which other processes of the machine do not lengthen much."""
+    from bam_exp.reports.cost import Costs, Work, disk
+    from bam_exp.reports.counts import row_cost
+    from bam_exp.reports.plan import device_of
+    from bam_exp.runs.store import collect
+    from bam_exp.tables import load_table
+    from bam_exp.training.train import train
+
+    monkeypatch.setattr("bam_exp.training.timing.time", SimpleNamespace(monotonic=time.process_time))
+    threads = torch.get_num_threads()
+    extra = ["data.train_size=960", "data.test_size=200", "recipe.epochs=1", "trainer.threads=1", "trainer.device=cpu"]
+    words = ["+row/demo=baseline", f"output_dir={tmp_path}", *extra]
+    for seed in (1, 2, 3):
+        train(*ready(*words, f"seed={seed}", "recipe.max_steps=2"))
+    [row, *_] = load_table("demo").rows
+    run, parts, machine = ready(*words)
+    cost, *sizes = row_cost(row, extra)
+    estimate = Costs(collect(tmp_path, write=False), device_of(run)).estimate(Work.of(run, cost, *sizes))
+    ended = bam_tables("plan", "demo", "seed=0", *extra)
+    assert f"  {duration(estimate.seconds)} " in ended.out
+    assert "guess" not in ended.out
+
+    train(run, parts, machine)
+    torch.set_num_threads(threads)
+    measured = json.loads((run.folder / "result.json").read_text())["seconds_per_epoch"]
+    assert (estimate.source, 1.5 > estimate.seconds / measured > 1 / 1.5) == ("measured", True), (estimate, measured)
+
+    checkpoint, weights = (next(run.folder.glob(name)) for name in ("checkpoint-*.pt", "weights.safetensors"))
+    assert disk(cost) == pytest.approx(2 * checkpoint.stat().st_size + weights.stat().st_size, rel=0.2)
