@@ -1,6 +1,7 @@
 """The pictures of a report: which there are, and what they show."""
 
 import json
+import shutil
 from pathlib import Path
 
 from conftest import Command
@@ -57,14 +58,18 @@ def test_training_curves_have_a_band_over_the_seeds(bam_tables: Command, tmp_pat
             folder = tmp_path.joinpath("runs", *names)
             folder.mkdir(parents=True)
             history = [{"test/top1_error": error - int(line["seed"])} for error in (60.0, 40.0, 22.0)]
-            (folder / "result.json").write_text(json.dumps({"epochs": history}))
+            (folder / "result.json").write_text(json.dumps({"fingerprint": line["fingerprint"], "epochs": history}))
     curves = {"baseline": [[60.0, 40.0, 22.0], [59.0, 39.0, 21.0]], "r8": [[60.0, 40.0, 22.0]]}
     [axes] = pictures_of(report_of(tmp_path, "table1a"), curves)["curves"].axes
     assert axes.lines[0].get_ydata().tolist() == [59.5, 39.5, 21.5]
     assert len(axes.collections) == 1  # the band; one seed has none
     assert bam_tables("report", "table1a", "--format", "plots,html").code == 0
     assert "+ BAM, r = 8" in (tmp_path / "results/plots/table1a-curves.svg").read_text()
-    assert "in a band from the lowest to the highest" in (tmp_path / "results/table1a.html").read_text()
+    page = (tmp_path / "results/table1a.html").read_text()
+    assert "in a band from the lowest to the highest" in page
+    shutil.rmtree(tmp_path / "runs")
+    assert bam_tables("report", "table1a", "--format", "html").code == 0
+    assert (tmp_path / "results/table1a.html").read_text() == page
 
 
 def test_a_table_without_runs_has_no_pictures(tmp_path: Path) -> None:
