@@ -16,8 +16,9 @@ setup: .venv/installed  ## the environment in .venv: about 6 GB, a few minutes t
 	@touch $@
 
 demo: setup  ## five networks trained on the built-in data, their table and a picture of attention: a few minutes on two cores
-	$(BIN)/bam-train +experiment=demo
-	$(BIN)/bam-maps shapes/resnet20-widen0.5/bam-reduction8/demo/seed0
+	$(BIN)/bam-train +experiment=demo trainer.threads=1 hydra/launcher=joblib hydra.launcher.n_jobs=2
+	$(BIN)/bam-maps shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0 --output results/plots/demo-maps.png
+	$(BIN)/bam-tables report demo
 
 test: setup  ## the tests
 	$(BIN)/pytest -n auto --dist worksteal

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EXAMPLES = """examples:
-  bam-maps shapes/resnet20-widen0.5/bam-reduction8/demo/seed0      a run by its name under runs/
+  bam-maps shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0      a run by its name under runs/
   bam-maps runs/cifar100/resnet50/bam/cifar100/seed0 cat.jpg dog.jpg --data-root DIR
   bam-maps RUN --count 8 --output bam.png --tensorboard
 

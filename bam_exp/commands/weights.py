@@ -11,8 +11,8 @@ from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 
 EXAMPLES = """examples:
-  bam-weights show runs/shapes/resnet20-widen0.5/bam-reduction8/demo/seed0
-  bam-weights export runs/shapes/resnet20-widen0.5/bam-reduction8/demo/seed0 bam.onnx
+  bam-weights show runs/shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0
+  bam-weights export runs/shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0 bam.onnx
   bam-weights import resnet50-0676ba61.pth resnet50.safetensors \\
       backbone=resnet50_imagenet backbone.stride_in=3x3 attention=none
   bam-weights import RESNET50_IMAGENET_BAM_best.pth.tar resnet50_bam.safetensors \\

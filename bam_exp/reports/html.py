@@ -20,7 +20,8 @@ CAPTIONS = {
     "cost": "What a network costs and what it reaches: hollow without attention, filled with one, an arrow for each attention.",
     "knobs": "Dilation and reduction of BAM, each varied alone; the lines across are the network without attention.",
     "curves": "The test set after each epoch: the mean of the seeds, in a band from the lowest to the highest.",
-    "maps": "Attention maps.",
+    "maps": "Attention maps of test images: for each attention the map before it, its channel and spatial branch, M(F), and the "
+    "map after it; then Grad-CAM with and without the attention. The object is outlined.",
 }
 """The captions of the pictures."""
 

@@ -53,7 +53,7 @@ def footnotes_of(report: Report, columns: Sequence[Column]) -> Footnotes:
 def _provenance(report: Report) -> list[str]:
     used = report.used
     if not used:
-        return [f"No finished runs yet. To make them: `bam-train +experiment={report.table.name}`"]
+        return [f"No runs have finished yet; `bam-train +experiment={report.table.name}` makes them."]
     machines = sorted(
         f"{line['device']} ({line['cpu']}, {line['threads']} thread{'s' * (line['threads'] != '1')}, {line['precision']})"
         for line in used

@@ -20,18 +20,19 @@ def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources:
     """A table's line on the page."""
     costs = Costs([], REFERENCE)
     seconds = 0.0
-    distinct = {of_row.run.name: (row, of_row) for row, of_row in zip(table.rows, facts, strict=True)}
-    for row, of_row in distinct.values():
+    rows = zip(table.rows, facts, report.rows, strict=True)
+    distinct = {of_row.run.name: (row, of_row, len(table.seeds) - found.n) for row, of_row, found in rows}
+    for row, of_row, missing in distinct.values():
         data = build_data(of_row.run.chosen)
         work = Work.of(of_row.run, row_counts(row, of_row, sources.counts)[0], data.train_size, data.test_size)
-        seconds += len(table.seeds) * costs.estimate(work).seconds
+        seconds += max(0, missing) * costs.estimate(work).seconds
     needs_data = "" if facts[0].run.names["data"].startswith(("shapes", "scenes")) else " data_root=DIR"
     link = f"[{table.name}.md]({table.name}.md)" if report.used else f"`bam-train +experiment={table.name}{needs_data}`"
     return {
         "title": table.title.replace(" (not a table of the paper)", ""),
         "size": f"{len(distinct)} x {len(table.seeds)}",
         "finished": f"{len(report.used)}",
-        "guess": duration(seconds) if seconds < 7200 else f"{seconds / 3600:.0f} h",
+        "guess": "none" if seconds == 0 else duration(seconds) if seconds < 7200 else f"{seconds / 3600:.0f} h",
         "report": link,
     }
 

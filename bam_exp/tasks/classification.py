@@ -9,7 +9,7 @@ from torch import nn
 from bam_exp.data.dataset import DataSet
 from bam_exp.detectors import Detector
 from bam_exp.schema import checked
-from bam_exp.tasks.task import Task
+from bam_exp.tasks.task import Task, one_cycle
 
 if TYPE_CHECKING:
     from bam_exp.tasks.classifier import Classifier
@@ -29,8 +29,9 @@ class Classification(Task):
             limit. `test_images` of the result is the number of images that were tested.
         batch_size: images in a step, of all processes together. The last batch of an epoch may be smaller; none is dropped.
         lr, momentum, nesterov, weight_decay: of SGD. The decay applies to all parameters, as in the released script.
-        milestones: fractions of `epochs` at which the learning rate is multiplied by `gamma`, rounded up to whole epochs
-            (with a tolerance of 0.1 epoch).
+        schedule: "steps" multiplies the learning rate by `gamma` at each of `milestones`; "one_cycle" lets it rise from 0.04
+            `lr` to `lr` in the first 30 % of the steps and fall to nearly zero in the rest.
+        milestones: fractions of `epochs`, rounded up to whole epochs (with a tolerance of 0.1 epoch).
         lr_scaling: "linear" multiplies `lr` by batch_size / lr_batch_size (Goyal et al. 2017, without their warm-up).
         batch_norm_parts: 1 for batch normalisation by the statistics of the whole batch; the number of processes for
             statistics of each process's share.
@@ -58,6 +59,7 @@ class Classification(Task):
         momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9,
         nesterov: bool = False,
         weight_decay: NonNegativeFloat = 5e-4,
+        schedule: Literal["steps", "one_cycle"] = "steps",
         milestones: list[Fraction] = [0.5, 0.75],  # noqa: B006 (read only)
         gamma: Annotated[float, Field(gt=0, le=1)] = 0.1,
         lr_scaling: Literal["none", "linear"] = "none",
@@ -88,9 +90,14 @@ class Classification(Task):
         self.max_steps = max_steps
         self.batch_size = batch_size
         self.sgd = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        self.schedule = schedule
         self.milestones = [math.ceil(fraction * epochs - 0.1) for fraction in milestones]
         self.gamma = gamma
         self.batch_norm_parts = batch_norm_parts
+
+    def rate(self, step: int) -> float:
+        """Factor on the learning rate after so many steps, with the schedule `one_cycle`."""
+        return one_cycle(step / (self.epochs * math.ceil(self.data.train_size / self.batch_size)))
 
     def learner(self) -> "Classifier":
         """The Lightning module that trains and tests a classifier."""

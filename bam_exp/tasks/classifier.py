@@ -40,8 +40,12 @@ class Classifier(Learner):
         """The same for every image of the test set, in order, after an evaluation."""
 
     def configure_optimizers(self) -> Any:
-        """SGD, whose learning rate changes at the epochs of `milestones`."""
+        """SGD, whose learning rate changes at the epochs of `milestones` or, in one cycle, after every step."""
         optimizer = torch.optim.SGD(self.network.parameters(), **self.task.sgd)
+        if self.task.schedule == "one_cycle":
+            rate = self.task.rate
+            cycle = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step))  # noqa: PLW0108 (the checkpoint would hold a bound method's attributes)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.task.milestones, self.task.gamma)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
 

@@ -12,7 +12,7 @@ from bam_exp.data.boxed_set import DetectionSet
 from bam_exp.data.dataset import DataSet
 from bam_exp.detectors import Detector
 from bam_exp.schema import checked
-from bam_exp.tasks.task import Task
+from bam_exp.tasks.task import Task, one_cycle
 
 if TYPE_CHECKING:
     from bam_exp.tasks.detector import DetectionLearner
@@ -119,8 +119,7 @@ class Detection(Task):
         """Factor on the learning rate after so many steps."""
         done = step / self.steps
         if self.schedule == "one_cycle":
-            begin, end, part = (0.04, 1.0, done / 0.3) if done < 0.3 else (1.0, 1e-4, (done - 0.3) / 0.7)
-            return end + (begin - end) * (1 + math.cos(math.pi * min(1.0, part))) / 2
+            return one_cycle(done)
         warm = min(1.0, 0.1 + 0.9 * step / self.warmup_steps) if self.warmup_steps else 1.0
         return warm * self.gamma ** sum(step >= round(fraction * self.steps) for fraction in self.milestones)
 

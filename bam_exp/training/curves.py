@@ -1,7 +1,7 @@
 """The events that a run writes for TensorBoard."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,15 +43,15 @@ class Curves(TensorBoardLogger):
         content = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
         self.experiment.add_image("test", decode_png(content, mode=ImageReadMode.RGB))
 
-    def close(self, settings: Mapping[str, Any], curves: Iterable[str]) -> None:
-        """Fill the HParams tab and close the file.
+    def close(self, settings: Mapping[str, Any]) -> None:
+        """Fill the HParams tab with these settings and close the file.
 
-        Args:
-            settings: the columns of the tab.
-            curves: names of curves, whose last values are the tab's figures. (Lightning's `log_hyperparams` would write the
-                figures as charts of one point.)
+        Lightning's `log_hyperparams` would write figures as charts of one point. The summary of an experiment, with which PyTorch
+        begins, is left out: TensorBoard would take the columns of all runs from that of the first, which may have no attention.
+        Without it the columns are those of every run, those that differ between the runs first.
         """
-        for summary in hparams(dict(settings), dict.fromkeys(curves, 0.0)):  # type: ignore[no-untyped-call]
+        _, *summaries = hparams(dict(settings), {})  # type: ignore[no-untyped-call]
+        for summary in summaries:
             self.experiment.file_writer.add_summary(summary)
         self.experiment.close()
 

@@ -69,8 +69,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     writer.write()
     _show_picture(run, learner, logger)
     metrics = learner.metrics()
-    curves = [name for name in learner.history[-1] if name != "test/images"]
-    logger.close(settings_of(run, cost.params), [*curves, f"best/{learner.task.headline}"])
+    logger.close(settings_of(run, cost.params))
     checkpoints.keep_only_newest()
     result = make_result(
         run,

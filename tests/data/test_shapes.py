@@ -44,7 +44,14 @@ def test_an_image_depends_on_seed_split_and_index_alone() -> None:
 
 
 def test_the_digest_tells_data_apart() -> None:
-    choices: list[dict[str, Any]] = [{}, {"seed": 1}, {"train_size": 20}, {"test_size": 20}]
+    choices: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"train_size": 20},
+        {"test_size": 20},
+        {"clutter": "little"},
+        {"size": 24},
+    ]
     assert len({Shapes(Path(), **choice).digest for choice in choices}) == len(choices)
     assert Shapes(Path("a"), pad=0).digest == Shapes(Path("b")).digest
 
@@ -69,8 +76,9 @@ def direction(right: float, down: float) -> str:
     return "beside" if abs(right) > abs(down) else "above" if down < 0 else "below"
 
 
-def test_labels_and_masks_are_what_the_pixels_show() -> None:
-    data = Shapes(Path(), train_size=500)
+@pytest.mark.parametrize(("size", "clutter"), [(32, "much"), (24, "little")])
+def test_labels_and_masks_are_what_the_pixels_show(size: Literal[24, 32], clutter: Literal["much", "little"]) -> None:
+    data = Shapes(Path(), train_size=500, size=size, clutter=clutter)
     images, labels = data.load("train")
     seen = []
     for image, mask in zip(images.numpy(), data.masks("train").numpy(), strict=True):
@@ -84,8 +92,9 @@ def test_labels_and_masks_are_what_the_pixels_show() -> None:
     assert seen == [data.class_names()[label] for label in labels]
 
 
-def test_a_crop_leaves_the_target_whole() -> None:
-    data = Shapes(Path(), train_size=2000)
+@pytest.mark.parametrize("size", [24, 32])
+def test_a_crop_leaves_the_target_whole(size: Literal[24, 32]) -> None:
+    data = Shapes(Path(), train_size=2000, size=size)
     rows, columns = (data.masks("train").any(0).any(axis).nonzero() for axis in (1, 0))
     for place in (rows, columns):
         assert place.min() >= data.pad
@@ -99,7 +108,9 @@ def test_config_is_the_signature() -> None:
     assert config == {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-@pytest.mark.parametrize("wrong", [{"train_size": 30}, {"test_size": 0}, {"pad": 3}, {"seed": -1}, {"flip": 1}])
+@pytest.mark.parametrize(
+    "wrong", [{"train_size": 30}, {"test_size": 0}, {"pad": 3}, {"seed": -1}, {"flip": 1}, {"clutter": "some"}]
+)
 def test_wrong_settings_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Shapes(Path(), **wrong)

@@ -195,7 +195,7 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
 
 @pytest.mark.slow
 def test_on_the_demo_the_second_attention_finds_the_object(tmp_path: Path) -> None:
-    """About two minutes of one core. The first attention does not find the object: docs/maps.md says what that means."""
+    """About a minute of one core. The first attention does not find the object: docs/maps.md says what that means."""
     train(tmp_path, "+row/demo=bam", "trainer.device=cpu", "trainer.threads=1")
     folder = next((tmp_path / "runs").rglob("result.json")).parent
     figures = figures_of(load_run(find_run(str(folder), tmp_path), DATA), None)

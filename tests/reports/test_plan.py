@@ -135,7 +135,7 @@ def test_measuring_times_the_real_command_and_leaves_no_run_behind(tmp_path: Pat
 
     row = load_table("demo").rows[0]
     short = run_of(row, 0, [*TINY, f"output_dir={tmp_path}"])
-    network = ("shapes", short.names["backbone"], "none")
+    network = ("shapes_small", short.names["backbone"], "none")
     measure({network: short}, tmp_path)
     assert not (tmp_path / "runs").exists()
     [line] = measured_lines(tmp_path)

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 
 RESULTS = REPOSITORY / "results"
 SWEEP = ("+experiment=demo", *TINY)
-NAME = "demo--shapes-train_size160-test_size40--demo-epochs2"
+NAME = "demo--shapes_small-train_size160-test_size40--demo-epochs2"
 
 
 def rows(path: Path) -> dict[str, dict[str, str]]:
@@ -111,8 +111,10 @@ def test_a_clone_without_runs_gives_the_same_bytes(bam_tables: Command, tmp_path
 @pytest.mark.parametrize("name", ["cpu", "demo"])
 def test_the_committed_tables_come_out_of_the_committed_store(bam_tables: Command, tmp_path: Path, name: str) -> None:
     """Also fails where a change of the code made the committed runs those of another fingerprint."""
-    (tmp_path / "results").mkdir()
+    (tmp_path / "results/plots").mkdir(parents=True)
+    shutil.copytree(RESULTS / "curves", tmp_path / "results/curves")
     shutil.copy(RESULTS / "runs.csv", tmp_path / "results")
+    shutil.copy(RESULTS / "plots/demo-maps.png", tmp_path / "results/plots")
     assert bam_tables("report", name).code == 0
     for kind in (".md", ".csv", ".tex"):
         assert (tmp_path / "results" / f"{name}{kind}").read_bytes() == (RESULTS / f"{name}{kind}").read_bytes()
@@ -257,7 +259,7 @@ def test_a_sweep_over_a_table_ends_in_its_report(bam_train: Command, bam_tables:
     assert "5 runs: 0 done already, 5 to run" in ended.out
     assert "5 of 5 runs done" in ended.out
     assert (tmp_path / f"results/{NAME}.md").read_text() in ended.out
-    assert "\n# Demo with data `shapes-train_size160-test_size40` and recipe `demo-epochs2`\n" in ended.out
+    assert "\n# Demo with data `shapes_small-train_size160-test_size40` and recipe `demo-epochs2`\n" in ended.out
     assert ended.out.count("\n# ") == 1  # the table itself, in which nothing has been run, is not printed
     assert len(rows(tmp_path / f"results/{NAME}.csv")) == 5
     assert bam_tables("report", "demo").code == 0

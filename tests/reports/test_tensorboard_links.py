@@ -39,8 +39,8 @@ def test_links_are_made_anew_and_other_files_stay(tmp_path: Path) -> None:
 def test_a_table_has_links_for_its_runs_and_others_for_a_shortened_recipe(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("shapes/resnet20-widen0.5/none/demo/seed0", "shapes/resnet20-widen0.5/none/demo-epochs1/seed3",
-                 "shapes/resnet20-widen0.5/none/demo/seed0.bak", "shapes/resnet50/none/demo/seed0"):  # fmt: skip
+    for name in ("shapes_small/resnet20-widen0.5/none/demo/seed0", "shapes_small/resnet20-widen0.5/none/demo-epochs1/seed3",
+                 "shapes_small/resnet20-widen0.5/none/demo/seed0.bak", "shapes/resnet50/none/demo/seed0"):  # fmt: skip
         SummaryWriter(tmp_path / "runs" / name).close()
     link_tables(["demo"], str(tmp_path))
     assert [path.name for path in (tmp_path / "tensorboard/demo").iterdir()] == ["ResNet-20 (half width) seed0"]

@@ -12,7 +12,7 @@ from bam_exp.errors import ConfigError
 from bam_exp.runs.folder import failure_of, read_progress
 from bam_exp.runs.store import collect
 
-RUN = Path("runs/shapes/resnet20-widen0.5/bam-reduction8/demo/seed0")
+RUN = Path("runs/shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0")
 
 SPOILERS: dict[str, Callable[[bytes], bytes]] = {
     "empty": lambda _: b"",

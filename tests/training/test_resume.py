@@ -26,7 +26,8 @@ from bam_exp.training.train import train
 STEPS_PER_EPOCH, EPOCHS = 4, 3
 STEPS = STEPS_PER_EPOCH * EPOCHS
 WORDS = (
-    "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", f"recipe.epochs={EPOCHS}", "recipe.milestones=[0.34]",
+    "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", f"recipe.epochs={EPOCHS}",
+    "recipe.schedule=steps", "recipe.milestones=[0.34]",
     "trainer.threads=1", "trainer.device=cpu", "backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1",
     "attention.reduction=8",
 )  # fmt: skip

@@ -16,7 +16,9 @@ WORDS = (
     "data.train_size=800",
     "recipe.batch_size=16",
     "recipe.epochs=3",
+    "recipe.schedule=steps",
     "recipe.milestones=[0.67]",
+    "recipe.lr=0.05",
     "backbone.widen=0.5",
     "attention.reduction=8",
 )
@@ -67,7 +69,7 @@ def test_losses_of_single_steps(folder: Path) -> None:
     assert all(0 < event.value < 10 for event in losses)
 
 
-def test_hparams_have_numbers_as_numbers_and_name_curves(folder: Path, result: dict[str, Any]) -> None:
+def test_hparams_have_numbers_as_numbers_and_no_columns_of_their_own(folder: Path, result: dict[str, Any]) -> None:
     events = read(folder)
     start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     settings = metadata.parse_session_start_info_plugin_data(start).hparams
@@ -75,10 +77,8 @@ def test_hparams_have_numbers_as_numbers_and_name_curves(folder: Path, result: d
                         "params": result["params"], "seed": 0}.items():  # fmt: skip
         assert settings[name].number_value == value
     assert settings["attention"].string_value == "bam"
-    experiment = events.SummaryMetadata("_hparams_/experiment").plugin_data.content
-    figures = {info.name.tag for info in metadata.parse_experiment_plugin_data(experiment).metric_infos}
-    assert {"test/top1_error", "best/top1_error", "test/top5_error", "train/loss"} <= figures
-    assert figures <= set(events.Tags()["scalars"])
+    with pytest.raises(KeyError):  # with it, the columns of all runs would be those of the first
+        events.SummaryMetadata("_hparams_/experiment")
 
 
 def test_the_config_and_sample_images_are_there_once(folder: Path) -> None:
