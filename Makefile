@@ -15,7 +15,7 @@ setup: .venv/installed  ## the environment in .venv: about 6 GB, a few minutes t
 	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -e '.[dev]' -c constraints.txt
 	@touch $@
 
-demo: setup  ## five networks trained on the built-in data, their table and a picture of attention: a few minutes on two cores
+demo: setup  ## three networks trained on the built-in data, their table and a picture of attention: a few minutes on two cores
 	$(BIN)/bam-train +experiment=demo trainer.threads=1 hydra/launcher=joblib hydra.launcher.n_jobs=2
 	$(BIN)/bam-maps shapes_small/resnet20-widen0.5/bam-reduction8/demo/seed0 --output results/plots/demo-maps.png
 	$(BIN)/bam-tables report demo

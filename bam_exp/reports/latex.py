@@ -41,7 +41,7 @@ def latex(report: Report) -> str:
         "table.tex.j2",
         title=_title(report),
         label=report.stem,
-        separation=2.5 if len(report.measured) == 1 else 1.5,
+        separation=(2.5, 1.5, 1)[(len(report.measured) > 1) + (_common_n(report) is None)],
         columns=[_number(column.head) for column in columns],
         groups=groups,
         rules=rules,

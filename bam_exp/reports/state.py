@@ -32,9 +32,18 @@ def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources:
         "title": table.title.replace(" (not a table of the paper)", ""),
         "size": f"{len(distinct)} x {len(table.seeds)}",
         "finished": f"{len(report.used)}",
-        "guess": "none" if seconds == 0 else duration(seconds) if seconds < 7200 else f"{seconds / 3600:.0f} h",
+        "guess": _guess(table, seconds),
         "report": link,
     }
+
+
+def _guess(table: Table, seconds: float) -> str:
+    """The time of what is missing, in words; counted work says little of a detector, whose losses and boxes take most of a step."""
+    if seconds == 0:
+        return "none"
+    if table.task == "detection":
+        return "not known"
+    return duration(seconds) if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def state_page(tables: Sequence[Mapping[str, str]], variants: Sequence[Report]) -> str:
