@@ -130,6 +130,12 @@ def test_the_core_needs_little_more_than_pytorch(metadata: Any) -> None:
     assert names == {"torch", "numpy", "pydantic", "typing-extensions"}
 
 
+def test_the_oldest_pytorch_that_is_allowed_is_the_one_that_is_tested() -> None:
+    oldest = re.findall(r"'(torch\w*)==([\d.]+)\.\*'", (REPOSITORY / "Makefile").read_text())
+    pyproject = (REPOSITORY / "pyproject.toml").read_text()
+    assert dict(oldest) == dict(re.findall(r'"(torch|torchvision)>=([\d.]+)"', pyproject))
+
+
 def test_the_command_works_from_a_wheel_in_any_folder(site: Path, tmp_path: Path) -> None:
     shown = python("-m", "bam_exp", "+row/table1a=r8", "--cfg", "job", folder=tmp_path, path=site)
     assert "reduction: 8" in shown.out, shown.err
