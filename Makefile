@@ -1,7 +1,7 @@
 # `make demo` and `make test` are all that a fresh machine needs (Python >= 3.11). PYTHON chooses another interpreter.
 PYTHON ?= python3
 BIN := .venv/bin
-.PHONY: help setup docs demo test test-slow test-faults check clean
+.PHONY: help setup docs demo test test-slow test-torch test-oldest test-newest test-faults check clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -25,6 +25,15 @@ test: setup  ## the tests
 
 test-slow: setup  ## the tests that take minutes each: overfitting, every network of torchvision and timm
 	$(BIN)/pytest -n auto --dist worksteal -m slow
+
+test-torch: test-oldest test-newest  ## the library and training with the oldest and the newest PyTorch, each in an environment of its own
+
+test-oldest: TORCH := 'torch==2.11.*' 'torchvision==0.26.*'
+test-newest: TORCH := --upgrade torch torchvision
+test-oldest test-newest:
+	$(PYTHON) -m venv build/$@
+	build/$@/bin/python -m pip install --disable-pip-version-check -q -e '.[dev]' $(TORCH)
+	build/$@/bin/pytest -n auto --dist worksteal tests/attention tests/backbones tests/training tests/weights
 
 test-faults: setup  ## kills, cuts, floods: the long tests of docs/reliability.md
 	$(BIN)/pytest -n auto --dist loadgroup -m faults

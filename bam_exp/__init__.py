@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bam_exp.attention import BAM, attach, attached, detach
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["BAM", "__version__", "attach", "attached", "detach"]
 
 

@@ -1,34 +1,33 @@
 """The entry points of the console commands: Ctrl-C ends a command in one line, also while it is still importing."""
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 
 from bam_exp.console import INTERRUPTED, ending_at_once, say_interrupted
 from bam_exp.processes import continued_by
 
+_OF_TRAIN = frozenset({
+    "PIL", "captum", "faster_coco_eval", "filelock", "hydra", "jinja2", "joblib", "lightning_fabric", "matplotlib", "omegaconf",
+    "pandas", "pytorch_lightning", "rich", "safetensors", "scipy", "tensorboard", "torchvision", "yaml",
+})  # fmt: skip
+"""The modules that the extra `train` brings."""
+
 
 def _run(command: str) -> None:
+    """Run a command's `main`; without what it needs, also only later, the extra to install is named."""
     program, typed = f"bam-{command}", continued_by(f"bam-{command}", sys.argv[1:])
     try:
         with ending_at_once(program, typed):
-            main = _import(command)
+            main = import_module(f"bam_exp.commands.{command}").main
         main()
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _OF_TRAIN:
+            raise
+        print(f"{program}: {error.name} is not installed; pip install 'bam_exp[train]' brings it", file=sys.stderr)
+        raise SystemExit(2) from error
     except KeyboardInterrupt:
         say_interrupted(program, typed)
         raise SystemExit(INTERRUPTED) from None
-
-
-def _import(command: str) -> Callable[[], None]:
-    """The command's `main`; without what it needs, the extra to install is named."""
-    try:
-        main: Callable[[], None] = import_module(f"bam_exp.commands.{command}").main
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "bam_exp":
-            raise
-        print(f"bam-{command}: {error.name} is not installed; pip install 'bam_exp[train]' brings it", file=sys.stderr)
-        raise SystemExit(2) from error
-    return main
 
 
 def train() -> None:
@@ -54,6 +53,11 @@ def data() -> None:
 def weights() -> None:
     """`bam-weights`."""
     _run("weights")
+
+
+def doctor() -> None:
+    """`bam-doctor`."""
+    _run("doctor")
 
 
 def maps() -> None:

@@ -6,12 +6,14 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, chosen_of
 
 from bam_exp import config
+from bam_exp.tables import load_table, table_names
 
 PAGES = sorted(
     path for pattern in ("*.md", "docs/*.md", "results/*.md", "examples/*/*.md") for path in REPOSITORY.glob(pattern)
@@ -81,11 +83,67 @@ def test_every_command_is_accepted(command: str) -> None:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_python_snippets_are_python(page: Path) -> None:
-    for language, text in BLOCK.findall(page.read_text()):
-        if language == "python":
-            compile(text, name(page), "exec")
+PARSED = ("tables", "data", "weights", "maps", "bench", "doctor")
+
+
+def others() -> list[str]:
+    """Every command of the docs beside bam-train and Hydra's, without those that leave something out."""
+    whole = "\n".join(page.read_text().replace("\\\n", " ") for page in PAGES)
+    commands = {line.partition(" #")[0].strip() for line in re.findall(r"^ *bam-.*$", whole, re.MULTILINE)}
+    named = tuple(f"bam-{command} " for command in PARSED)
+    return sorted(line for line in commands if f"{line} ".startswith(named) and not re.search(r"\.\.\.|…", line))
+
+
+@pytest.mark.parametrize("line", others())
+def test_every_other_command_is_understood(line: str) -> None:
+    """By the parser of the command itself; what the commands do is tested where they are."""
+    command, *words = shlex.split(line)
+    parser = import_module(f"bam_exp.commands.{command.removeprefix('bam-')}")._parser()
+    options = parser.parse_args(words)
+    if command == "bam-tables":
+        for table in (word for word in options.words if "=" not in word and word != "simam"):
+            load_table("table1a" if table == "TABLE" else table)
+
+
+def test_every_make_target_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {
+        word
+        for page in PAGES
+        for _, text in BLOCK.findall(page.read_text())
+        for word in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)
+    }
+    assert {"demo", "test", "docs"} <= named <= targets
+
+
+SNIPPET = re.compile(r"(<!-- not run: .+ -->\n+)?^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+WITH_SNIPPETS = [page for page in PAGES if SNIPPET.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", WITH_SNIPPETS, ids=name)
+def test_every_python_snippet_runs(page: Path) -> None:
+    """In the order of the page, with what earlier snippets have defined. Of a marked one, the names from bam_exp exist."""
+    defined: dict[str, object] = {}
+    for marked, text in SNIPPET.findall(page.read_text()):
+        code = compile(text, name(page), "exec")
+        if not marked:
+            exec(code, defined)
+            continue
+        for line in re.findall(r"^from bam_exp.* import .+$", text, re.MULTILINE):
+            exec(line, {})
+
+
+def test_every_table_has_its_section() -> None:
+    """With what it shows, the command that makes it, its size and ours beside the paper's."""
+    page = (REPOSITORY / "docs" / "tables.md").read_text()
+    sections = dict(re.findall(r"^### (\w+)\n(.*?)(?=^###? |^Next: )", page, re.MULTILINE | re.DOTALL))
+    assert sorted(sections) == table_names()
+    for table in map(load_table, table_names()):
+        section = sections[table.name]
+        distinct = {repr(sorted(row.set.items(), key=str)) for row in table.rows}
+        seeds = f"{len(table.seeds)} seed{'s' * (len(table.seeds) > 1)}"
+        assert f"`bam-train +experiment={table.name}" in section
+        assert f"{len(distinct)} networks x {seeds}" in section.replace("\n", " ")
 
 
 def test_the_page_about_ones_network_prints_what_it_says() -> None:

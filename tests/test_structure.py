@@ -45,7 +45,7 @@ def test_no_file_or_function_is_too_long(file: Path) -> None:
     assert [(name, lines) for name, lines in functions(file) if lines > LONGEST_FUNCTION] == []
 
 
-READERS = ("commands/", "machine/", "sweeps/", "processes.py", "cpu.py", "entry.py")
+READERS = ("commands/", "doctor/", "machine/", "sweeps/", "processes.py", "cpu.py", "entry.py")
 """Where the environment and the command line are read. Sweeps hand their environment on to the processes they start."""
 FOREIGN = {
     "weights/checkpoint.py": ["os.environ"],  # keeps a variable of PyTorch from having a file executed

@@ -44,6 +44,8 @@ def start(cfg: DictConfig) -> float | None:
         state = HydraConfig.get()
         if state.job.chdir:
             raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
+        if not OmegaConf.is_missing(state.job, "num"):
+            use_environment()  # a job of joblib or SLURM begins here, in a process that knows no folders and packages
         chosen = Chosen.of(cfg, state.runtime.choices)
         machine = make_machine(chosen)
         if chosen.evaluate is not None:

@@ -21,6 +21,16 @@ def read(choice: str) -> dict[str, Any]:
     return content
 
 
+def test_auto_is_a_place_in_configs_too() -> None:
+    """`attention.at=auto` finds the seams that the backbone states, and a run is named after it."""
+    from conftest import ready
+
+    run, parts, _ = ready("attention.at=auto", "attention.reduction=8")
+    _, stated, _ = ready("attention.reduction=8")
+    assert "bam-at_auto-reduction8" in run.name
+    assert list(parts.network.state_dict()) == list(stated.network.state_dict())
+
+
 def test_the_baseline_has_no_attention() -> None:
     assert read("none") == {"_target_": None}
 

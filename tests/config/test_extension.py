@@ -94,3 +94,32 @@ def test_an_entry_point_that_names_nothing_is_named(tmp_path: Path, value: str) 
     assert ended.code == 2
     assert f"broken: the entry point bam_exp.conf names {value}" in ended.err
     assert len(ended.err.strip().splitlines()) == 1
+
+
+def test_a_task_from_outside_trains_and_stands_in_its_table(tmp_path: Path) -> None:
+    """A recipe whose task is a class of the user's; its figures are among the package's."""
+    (tmp_path / "mytask.py").write_text(
+        "from bam_exp.tasks import Classification\n"
+        "class Patient(Classification):\n"
+        '    """Classification with its own name in results."""\n'
+    )
+    for group in ("recipe", "table"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    (tmp_path / "conf/recipe/patient.yaml").write_text(
+        "_target_: mytask.Patient\nepochs: 1\nmax_steps: 2\nbatch_size: 32\n"
+    )
+    (tmp_path / "conf/table/patient.yaml").write_text(
+        "title: A task of one's own\nmetric: top1_error\ncolumns: [top1_error]\nseeds: [0]\n"
+        "base: {data: shapes, backbone: resnet20, backbone.widen: 0.5, recipe: patient, attention: none}\n"
+        "rows: {plain: {label: plain}}\n"
+    )
+    words = ("--config-dir", str(tmp_path / "conf"), "+experiment=patient", *FAST[3:])
+    ended = command(tmp_path, "train", *words, path=tmp_path, BAM_EXP_PACKAGES="mytask")
+    assert ended.code == 0, ended.err
+    [result] = tmp_path.glob("runs/*/*/none/patient/seed0/result.json")
+    assert '"mytask.Patient"' in result.read_text()
+    [report] = tmp_path.glob("results/patient--*.md")
+    assert "| plain" in report.read_text()
+    ended = command(tmp_path, "train", *words, path=tmp_path)
+    assert ended.code == 2
+    assert "recipe._target_=mytask.Patient" in ended.err
