@@ -36,8 +36,7 @@ class Machine:
     sgd: Literal["fused", "foreach", "loop"] = "fused"
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None
     deterministic: bool = False
-    checkpoint_epochs: PositiveInt = 1
-    checkpoint_minutes: PositiveFloat = 10.0
+    checkpoint_minutes: PositiveFloat = 1.0
     best_weights: bool = False
     devices: PositiveInt | Literal["auto"] = 1
     gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None

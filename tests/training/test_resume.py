@@ -29,6 +29,7 @@ WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", f"recipe.epochs={EPOCHS}", "recipe.milestones=[0.34]",
     "trainer.threads=1", "trainer.device=cpu", "backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1",
     "attention.reduction=8",
+    "trainer.checkpoint_minutes=1.0e-6",  # at every step, unless the thread is still writing
 )  # fmt: skip
 
 At = Callable[[int | None, str], None]
