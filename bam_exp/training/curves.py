@@ -1,12 +1,14 @@
 """The events that a run writes for TensorBoard."""
 
+import io
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytorch_lightning as pl
-import torch
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -54,10 +56,8 @@ class Curves(TensorBoardLogger):
 
     def show(self, picture: bytes) -> None:
         """Add a picture, a PNG, to the Images tab."""
-        from torchvision.io import ImageReadMode, decode_png  # takes a second
-
-        content = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-        self.experiment.add_image("test", decode_png(content, mode=ImageReadMode.RGB))
+        pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
+        self.experiment.add_image("test", pixels, dataformats="HWC")
 
     def close(self, settings: Mapping[str, Any], curves: Iterable[str]) -> None:
         """Fill the HParams tab and close the file.
