@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from bam_exp.machine import Machine
     from bam_exp.runs import Run
 
-# PyTorch's own default, and not the folder of the user's runs.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+# Not the folder of the user's runs.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/bam_exp-tests-compiled-{getpass.getuser()}")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

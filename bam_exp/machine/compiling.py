@@ -64,9 +64,12 @@ def compile_network(
 def _keep_what_is_compiled() -> None:
     """Choose the folder of compiled code, unless the user has: in ~/.cache, where it outlives /tmp and cluster nodes share it.
 
-    PyTorch's default, a folder in /tmp, stays where there is no home to write to.
+    PyTorch's default, a folder in /tmp, stays where there is no home to write to. An import of PyTorch's own may have set the
+    variable to it.
     """
-    if _CACHE in os.environ:
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    if os.environ.get(_CACHE, default_cache_dir()) != default_cache_dir():
         return
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bam_exp" / "compiled"

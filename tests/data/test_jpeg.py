@@ -67,6 +67,7 @@ def test_torchcodec_decodes_what_it_does_not_turn(
         return torch.zeros(3, 40, 60, dtype=torch.uint8)
 
     codec.decode_jpeg = decode_jpeg  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", codec)
     assert torch.equal(decoded(FILES[3], Path()), before[3])
     assert before[3].shape == (3, 40, 60)

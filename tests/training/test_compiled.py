@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from bam_exp.data.batches import sizes_of_shares
 from bam_exp.data.on_device import DeviceLoader
@@ -79,7 +80,11 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user(monkeypatch: pytest.Mo
             compile_network(nn.Linear(2, 2), "on", test_sizes={1})
             return compiling.os.environ.get("TORCHINDUCTOR_CACHE_DIR")
 
-    assert chosen(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "bam_exp" / "compiled")
+    mine = str(tmp_path / "bam_exp" / "compiled")
+    assert chosen(XDG_CACHE_HOME=str(tmp_path)) == mine
+    assert (
+        chosen(XDG_CACHE_HOME=str(tmp_path), TORCHINDUCTOR_CACHE_DIR=default_cache_dir()) == mine
+    )  # PyTorch has set it
     assert chosen(TORCHINDUCTOR_CACHE_DIR="/mine") == "/mine"
     (tmp_path / "file").write_text("")
     assert chosen(XDG_CACHE_HOME=str(tmp_path / "file")) is None  # PyTorch's default
