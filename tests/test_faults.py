@@ -38,7 +38,7 @@ PROCESSES.set_forkserver_preload(
 )
 
 ROWS = ("attention=none", "attention=se attention.reduction=8", "attention=bam attention.reduction=8", "attention=bam")
-WORDS = (*TINY, "recipe.epochs=3", "backbone.widen=0.5", "trainer.checkpoint_minutes=0.001")
+WORDS = (*TINY, "recipe.epochs=3", "backbone.widen=0.5", "trainer.checkpoint_minutes=0.005")
 
 
 def overrides(folder: Path) -> list[list[str]]:
