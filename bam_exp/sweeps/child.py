@@ -75,7 +75,7 @@ def _workers(machine: Machine) -> int:
     """The number of processes in which a run compiles: the cores are divided among the runs that joblib trains at a time."""
     cores = cores_per_process()
     runs: int = HydraConfig.get().launcher.get("n_jobs", 1)
-    runs = min(cores if runs < 0 else runs, int(os.environ.get(JOBS, cores)))
+    runs = cores if runs < 0 else runs
     if machine.uses_gpu:
         runs = min(runs, len(machine.gpus or visible_gpus()) * machine.runs_per_gpu // machine.processes)
     return max(1, cores // max(1, runs))

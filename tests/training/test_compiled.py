@@ -91,13 +91,15 @@ def test_what_is_compiled_is_kept_in_a_folder_of_the_user(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("launcher", "cores", "jobs", "workers"),
-    [({}, 16, "9", 16), ({"n_jobs": 4}, 16, "9", 4), ({"n_jobs": -1}, 16, "2", 8), ({"n_jobs": -1}, 16, "99", 1)],
+    ("launcher", "gpus", "workers"),
+    [({}, 0, 16), ({"n_jobs": 4}, 0, 4), ({"n_jobs": -1}, 0, 1), ({"n_jobs": -1}, 2, 4), ({"n_jobs": 1}, 2, 16)],
 )
 def test_the_cores_are_shared_by_the_runs_that_compile(
-    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, Any], cores: int, jobs: str, workers: int
+    monkeypatch: pytest.MonkeyPatch, launcher: dict[str, Any], gpus: int, workers: int
 ) -> None:
+    """Each of the two GPUs has two runs at a time."""
     monkeypatch.setattr(HydraConfig, "get", lambda: OmegaConf.create({"launcher": launcher}))
-    monkeypatch.setattr(child, "cores_per_process", lambda: cores)
-    monkeypatch.setenv("BAM_EXP_JOBS", jobs)
-    assert child._workers(Machine(device="cpu")) == workers
+    monkeypatch.setattr(child, "cores_per_process", lambda: 16)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", ",".join(f"GPU-{number}" for number in range(gpus)))
+    assert child._workers(Machine(runs_per_gpu=2)) == workers
