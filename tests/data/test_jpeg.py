@@ -29,11 +29,12 @@ def no_torchvision_decoders(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def photo(mode: str = "RGB", orientation: int | None = None) -> np.ndarray:
     """The bytes of a smooth photo of 40 x 60 pixels."""
     corners = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    exif = Image.Exif()
+    data: dict[str, Image.Exif] = {}
     if orientation is not None:
-        exif[0x0112] = orientation
+        data["exif"] = Image.Exif()
+        data["exif"][0x0112] = orientation
     file = io.BytesIO()
-    Image.fromarray(corners).resize((60, 40), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", exif=exif)
+    Image.fromarray(corners).resize((60, 40), Image.Resampling.BICUBIC).convert(mode).save(file, "JPEG", **data)
     return np.frombuffer(file.getvalue(), dtype=np.uint8).copy()
 
 
