@@ -12,8 +12,8 @@ WEIGHTS = "weights.safetensors"
 """Name of the file of weights in the folder of a run."""
 
 
-def write_atomically(path: Path, content: str | bytes, *, lasting: bool = True) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; if `lasting`, also after a power cut.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; survives a power cut.
 
     Raises:
         WriteError: naming the file and the reason; the old content stays.
@@ -23,15 +23,13 @@ def write_atomically(path: Path, content: str | bytes, *, lasting: bool = True) 
         try:
             with part.open("wb") as file:
                 file.write(content if isinstance(content, bytes) else content.encode())
-                if lasting:
-                    file.flush()
-                    os.fsync(file.fileno())
+                file.flush()
+                os.fsync(file.fileno())
             part.replace(path)
         except OSError:
             part.unlink(missing_ok=True)
             raise
-        if lasting:
-            sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({reason_of(error)})") from error
 

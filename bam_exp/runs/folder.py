@@ -197,9 +197,9 @@ def clear_failure(run: Run) -> None:
 
 
 def write_progress(folder: Path, epoch: int, epochs: int, seconds_to_go: float) -> None:
-    """Write `progress.json`, at every epoch; waiting for the disk would be a large part of a short one."""
+    """Write `progress.json`."""
     state = Progress(epoch=epoch, epochs=epochs, seconds_to_go=round(seconds_to_go, 1), time=time.time())
-    write_atomically(folder / PROGRESS, json.dumps(state.model_dump()) + "\n", lasting=False)
+    write_atomically(folder / PROGRESS, json.dumps(state.model_dump()) + "\n")
 
 
 def read_progress(folder: Path) -> Progress | None:
