@@ -4,8 +4,10 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: the tests run side by side, one core each
 
+import getpass
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from bam_exp.machine import Machine
     from bam_exp.runs import Run
 
+# Not the folder of the user's runs.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/bam_exp-tests-compiled-{getpass.getuser()}")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 TINY = (
@@ -30,6 +35,7 @@ TINY = (
     "recipe.epochs=2",
     "trainer.threads=1",
     "trainer.device=cpu",
+    "trainer.precision=float32",
 )
 """Overrides that make a run of the built-in data a matter of a second."""
 

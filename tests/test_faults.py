@@ -38,7 +38,7 @@ PROCESSES.set_forkserver_preload(
 )
 
 ROWS = ("attention=none", "attention=se attention.reduction=8", "attention=bam attention.reduction=8", "attention=bam")
-WORDS = (*TINY, "recipe.epochs=3", "backbone.widen=0.5")
+WORDS = (*TINY, "recipe.epochs=3", "backbone.widen=0.5", "trainer.checkpoint_minutes=0.005")
 
 
 def overrides(folder: Path) -> list[list[str]]:
@@ -143,7 +143,7 @@ def test_kills_at_random_moments_change_nothing(undisturbed: Path, tmp_path: Pat
 
 @pytest.mark.faults
 def test_kills_through_the_command_line_parent_included(tmp_path: Path) -> None:
-    words = ["-m", "attention=none,bam", "seed=0,1", *WORDS[: len(TINY)], "recipe.epochs=20"]
+    words = ["-m", "attention=none,bam", "seed=0,1", *TINY, "recipe.epochs=20", "trainer.checkpoint_minutes=0.01"]
     words = [word for word in words if word != "recipe.epochs=2"]
     chance = random.Random(0)
 

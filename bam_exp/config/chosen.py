@@ -1,5 +1,6 @@
 """The choices of a run, resolved and checked once, so that nothing behind them reads a config."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,9 @@ from bam_exp.config.messages import one_line
 from bam_exp.config.targets import Factory, call, defaults_of, find_target
 from bam_exp.errors import ConfigError
 from bam_exp.files import WEIGHTS
+
+_CHOICE = re.compile(r"\w[\w.+-]*")
+"""The name of a choice, which is part of the name of a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Choice:
         """The choice that a composed config contains; `name` is the file that Hydra took.
 
         Raises:
-            ConfigError: for a foreign target, or a key that the callable does not have.
+            ConfigError: for a name that is a path, a foreign target, or a key that the callable does not have.
         """
         node = cfg.get(group)
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{group}={node}: should be one of {', '.join(choice_names(group))}")
+        if not _CHOICE.fullmatch(name) or name.endswith((".yaml", ".yml")):
+            raise ConfigError(
+                f"{group}={name}: should be a name, not a path (there are {', '.join(choice_names(group))})"
+            )
         arguments: dict[str, Any] = OmegaConf.to_container(node, resolve=True)  # type: ignore[assignment]
         target = arguments.pop("_target_", "")
         factory = find_target(group, target)

@@ -12,6 +12,12 @@ from typing_extensions import TypeVar
 Targets = TypeVar("Targets", default=Tensor)
 
 
+def sizes_of_shares(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> set[int]:
+    """The sizes that a rank's share of a batch of an epoch of `count` samples can have: that of most batches and of the last."""
+    sizes = {min(batch_size, count), count % batch_size or batch_size}
+    return {size * (rank + 1) // world_size - size * rank // world_size for size in sizes}
+
+
 class Batches(Generic[Targets]):
     """The batches of an epoch, as a function of (seed, epoch) and of the rank.
 

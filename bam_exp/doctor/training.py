@@ -83,7 +83,7 @@ def _trained(folder: Path, device: Any, mode: Mode, *, steps: int = 10, watch: p
     data = Shapes(folder, train_size=320, test_size=40)
     task = Classification(network, data, 0, epochs=1, batch_size=32, lr=0.01, max_steps=steps or None)
     if steps:
-        compile_network(network, mode)
+        compile_network(network, mode, train_sizes={32}, test_sizes={32, 8})
         task.sgd |= machine.sgd_form
         callbacks = [watch] if watch else []
         make_trainer(machine, folder, logger=False, callbacks=callbacks, **task.limits).fit(task.learner())
@@ -103,7 +103,7 @@ def resume_compiled(folder: Path, device: str = "cuda") -> Finding:
 def _resumed(folder: Path, device: str, mode: str) -> Finding:
     words = [
         "data=shapes", "data.train_size=2000", "data.test_size=200", "recipe.epochs=8", "attention.reduction=8",
-        f"trainer.device={device}", "trainer.deterministic=true", f"trainer.compile={mode}", "trainer.checkpoint_epochs=1",
+        f"trainer.device={device}", "trainer.deterministic=true", f"trainer.compile={mode}", "trainer.checkpoint_minutes=0.01",
     ]  # fmt: skip
     whole, cut = folder / "whole", folder / "cut"
     _bam_train([*words, f"output_dir={whole}"])

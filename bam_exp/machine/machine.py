@@ -22,6 +22,8 @@ from bam_exp.machine.gpus import gpu_problem, visible_gpus
 from bam_exp.machine.memory import keep_memory
 from bam_exp.machine.world import World
 
+Precision = Literal["float32", "tf32", "bfloat16"]
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class Machine:
@@ -31,13 +33,12 @@ class Machine:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    precision: Literal["auto"] | Precision = "auto"
     compile: Literal["auto", "on", "reduce-overhead", "off"] = "auto"
     sgd: Literal["fused", "foreach", "loop"] = "fused"
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None
     deterministic: bool = False
-    checkpoint_epochs: PositiveInt = 1
-    checkpoint_minutes: PositiveFloat = 10.0
+    checkpoint_minutes: PositiveFloat = 1.0
     best_weights: bool = False
     devices: PositiveInt | Literal["auto"] = 1
     gpus: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
@@ -118,10 +119,11 @@ class Machine:
         return self
 
     @property
-    def precision_used(self) -> Literal["float32", "tf32", "bfloat16"]:
+    def precision_used(self) -> Precision:
         """ "float32" (IEEE), "tf32" (float32 whose products have a mantissa of 10 bits) or "bfloat16" (autocast).
 
-        "auto" is bfloat16 on GPUs that compute in it. Turing and older only emulate it, more slowly than float32.
+        "auto" is bfloat16 on GPUs that compute in it. Turing and older only emulate it, more slowly than float32. On a CPU it is
+        float32, unless a run has found bfloat16 to be faster: see `training.precision`.
         """
         if self.precision != "auto":
             return self.precision

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from bam_exp.errors import ConfigError
 from bam_exp.files import read_json, reason_of, write_atomically
+from bam_exp.machine.machine import Precision
 from bam_exp.runs.run import SCHEMA, Run, superseded
 
 BEGUN = "run.json"
@@ -38,6 +39,8 @@ class Begun(BaseModel):
     start: str
     figures_from: dict[str, Any] = {}
     command: str = ""
+    precision: Precision | None = None
+    """What the run began to compute in; absent from files of version 0.1.0."""
 
 
 class Result(BaseModel):
@@ -128,7 +131,13 @@ def is_done(run: Run) -> bool:
         return False
 
 
-def begin(run: Run) -> str:
+def precision_begun(run: Run, unless_said: Precision) -> Precision | None:
+    """The precision in which a run began, `unless_said` if its file does not say; None if it has not begun."""
+    path = run.folder / BEGUN
+    return (read_file(path, Begun)[0].precision or unless_said) if path.is_file() else None
+
+
+def begin(run: Run, precision: str) -> str:
     """Write `run.json` unless it is there; returns the time of the run's first start.
 
     Raises:
@@ -138,7 +147,13 @@ def begin(run: Run) -> str:
     if path.is_file():
         return read_file(path, Begun)[0].start
     start = now()
-    content = {"fingerprint": run.fingerprint, "command": run.command, "start": start, "figures_from": run.figures_from}
+    content = {
+        "fingerprint": run.fingerprint,
+        "command": run.command,
+        "start": start,
+        "precision": precision,
+        "figures_from": run.figures_from,
+    }
     write_atomically(path, json.dumps(content, indent=1) + "\n")
     return start
 

@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from bam_exp.config import one_line, search_path
+from bam_exp.cpu import cores_per_process
 from bam_exp.machine import Machine
+from bam_exp.machine.compiling import WORKERS
+from bam_exp.machine.gpus import visible_gpus
 from bam_exp.processes import PARENT, SWEEP
 from bam_exp.runs.folder import clear_failure, is_done, record_failure
 from bam_exp.runs.lock import running_elsewhere
@@ -40,7 +45,7 @@ def train_in_child(run: Run, machine: Machine) -> None:
         return
     # -P: a folder called bam_exp in the current folder is not the package.
     command = [sys.executable, "-P", "-m", "bam_exp", *search_path(), *run.full_overrides]
-    environment = {**os.environ, PARENT: str(os.getpid())}
+    environment = {WORKERS: str(_workers(machine)), **os.environ, PARENT: str(os.getpid())}
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
     child = subprocess.Popen(command, start_new_session=True, env=environment)
     limit, reason = machine.time_limit_minutes, None
@@ -64,6 +69,16 @@ def train_in_child(run: Run, machine: Machine) -> None:
         raise SystemExit(128 + received[0])
     if reason := reason or _reason_of(code):
         record_failure(run, reason)
+
+
+def _workers(machine: Machine) -> int:
+    """The number of processes in which a run compiles: the cores are divided among the runs that joblib trains at a time."""
+    cores = cores_per_process()
+    runs: int = HydraConfig.get().launcher.get("n_jobs", 1)
+    runs = cores if runs < 0 else runs
+    if machine.uses_gpu:
+        runs = min(runs, len(machine.gpus or visible_gpus()) * machine.runs_per_gpu // machine.processes)
+    return max(1, cores // max(1, runs))
 
 
 def _reason_of(code: int) -> str | None:

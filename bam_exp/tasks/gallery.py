@@ -1,9 +1,11 @@
 """A picture of test images with their objects, and beside them what a detector finds."""
 
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -25,7 +27,6 @@ class Shown(NamedTuple):
 
 def gallery(shown: Sequence[Shown], data: DetectionSet, *, least_score: float = 0.4) -> bytes:
     """A PNG with two images in a row: the objects of each in green, beside them its detections of at least this score in red."""
-    from torchvision.io import encode_png
     from torchvision.utils import make_grid
 
     names = ["background", *data.class_names()]
@@ -42,8 +43,9 @@ def gallery(shown: Sequence[Shown], data: DetectionSet, *, least_score: float = 
         pixels = (image[:, :height, :width] * std + mean).mul(255).round().clamp(0, 255).to(torch.uint8)
         tiles.append(_tile(pixels, target.boxes.cpu(), objects, "limegreen"))
         tiles.append(_tile(pixels, found["boxes"][kept], detections, "red"))
-    content: bytes = encode_png(make_grid(tiles, nrow=4, padding=4)).numpy().tobytes()
-    return content
+    content = io.BytesIO()
+    Image.fromarray(make_grid(tiles, nrow=4, padding=4).permute(1, 2, 0).numpy()).save(content, "PNG")
+    return content.getvalue()
 
 
 def _tile(pixels: Tensor, boxes: Tensor, labels: list[str], colour: str) -> Tensor:

@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from pytorch_lightning.plugins.io import CheckpointIO
@@ -19,6 +19,7 @@ _PART = ".checkpoint.part"
 _OWNER = "bam_exp_fingerprint"
 """The key of a checkpoint that holds the fingerprint of its run."""
 GENERATIONS = 2
+_DIGITS = 16
 
 
 class Checkpoints(CheckpointIO):
@@ -42,10 +43,12 @@ class Checkpoints(CheckpointIO):
         part = self.folder / _PART
         try:
             with part.open("wb") as file:
-                torch.save(checkpoint if self.fingerprint is None else {**checkpoint, _OWNER: self.fingerprint}, file)
+                hashed = _Hashed(file)
+                owned = checkpoint if self.fingerprint is None else {**checkpoint, _OWNER: self.fingerprint}
+                torch.save(owned, cast(IO[bytes], hashed))
                 file.flush()
                 os.fsync(file.fileno())
-            name = f"checkpoint-{checkpoint['global_step']:08d}-{_digest(part)}.pt"
+            name = f"checkpoint-{checkpoint['global_step']:08d}-{hashed.digest()}.pt"
             part.replace(self.folder / name)
             sync_folder(self.folder)
             # The file just written counts as the newest, whatever the numbers of steps in the names of the others say.
@@ -131,4 +134,21 @@ def _reason(error: OSError | RuntimeError, folder: Path) -> str:
 
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
+
+
+class _Hashed:
+    """A file for torch.save, which writes it from beginning to end, that computes the digest of what is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._sha256 = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self._sha256.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def digest(self) -> str:
+        return self._sha256.hexdigest()[:_DIGITS]

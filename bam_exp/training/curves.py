@@ -1,12 +1,14 @@
 """The events that a run writes for TensorBoard."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytorch_lightning as pl
-import torch
+from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -14,6 +16,7 @@ from bam_exp.config import NAMED
 from bam_exp.runs.folder import EVENTS
 from bam_exp.runs.run import Run
 from bam_exp.tasks.learner import Learner
+from bam_exp.training.events import EventWriter
 
 
 class Curves(TensorBoardLogger):
@@ -23,6 +26,21 @@ class Curves(TensorBoardLogger):
         super().__init__(folder, name="", version="", default_hp_metric=False)
         for old in folder.glob(EVENTS):
             old.unlink()  # of an interrupted start: its curves are in the checkpoint and are written again
+
+    @property
+    def experiment(self) -> EventWriter:
+        """The writer of the event file, which is made at the first call.
+
+        Its methods raise WriteError, naming the file, if it cannot be written.
+        """
+        if self._experiment is None:
+            self._experiment = EventWriter(self.log_dir)
+        return cast(EventWriter, self._experiment)
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a point to each of some curves. (Lightning's method reports a full disk as a value that cannot be logged.)"""
+        for name, value in metrics.items():
+            self.experiment.add_scalar(name, float(value), step)
 
     def save(self) -> None:
         """Write no hparams.yaml: result.json has the config."""
@@ -38,10 +56,8 @@ class Curves(TensorBoardLogger):
 
     def show(self, picture: bytes) -> None:
         """Add a picture, a PNG, to the Images tab."""
-        from torchvision.io import ImageReadMode, decode_png  # takes a second
-
-        content = torch.frombuffer(bytearray(picture), dtype=torch.uint8)
-        self.experiment.add_image("test", decode_png(content, mode=ImageReadMode.RGB))
+        pixels = np.array(Image.open(io.BytesIO(picture)).convert("RGB"))
+        self.experiment.add_image("test", pixels, dataformats="HWC")
 
     def close(self, settings: Mapping[str, Any]) -> None:
         """Fill the HParams tab with these settings and close the file.

@@ -7,6 +7,7 @@ import torch
 
 from bam_exp.build import build
 from bam_exp.config import Chosen
+from bam_exp.data.batches import sizes_of_shares
 from bam_exp.machine import Machine
 from bam_exp.machine.compiling import compile_network
 from bam_exp.machine.gpus import gpu_lease
@@ -36,7 +37,7 @@ def _evaluate(chosen: Chosen, machine: Machine) -> dict[str, float]:
     load_weights(network, chosen.evaluate)
     data.prepare()
     network.to(memory_format=torch.channels_last)
-    compile_network(network, machine.compile_used)
+    compile_network(network, machine.compile_used, test_sizes=sizes_of_shares(data.test_size, task.batch_size))
     learner = task.learner()
     make_trainer(machine, Path.cwd(), logger=False, callbacks=[], **task.limits).validate(learner, verbose=False)
     return learner.test_figures()

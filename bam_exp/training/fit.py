@@ -1,5 +1,6 @@
 """Training and testing one run, from wherever it stands to its `result.json`."""
 
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ import torch
 from bam_exp.build import Parts, build
 from bam_exp.complexity import complexity
 from bam_exp.console import say
+from bam_exp.data.batches import sizes_of_shares
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
@@ -19,6 +21,7 @@ from bam_exp.training.batch_norm import synchronise
 from bam_exp.training.checkpoints import Checkpoints
 from bam_exp.training.curves import Curves, SampleImages, settings_of
 from bam_exp.training.lightning import make_trainer
+from bam_exp.training.precision import settled
 from bam_exp.training.progress import Progress
 from bam_exp.training.saving import CheckpointSaver
 from bam_exp.training.weights import WeightsWriter
@@ -40,7 +43,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     """
     machine.prepare()
     cost = complexity(parts.network, parts.data.size)
-    learner = _make_learner(run, parts, machine)
+    learner, machine = _make_learner(run, parts, machine)
     limits = learner.task.limits
     saver = CheckpointSaver(machine, interruption)
     if ranks.rank() != 0:
@@ -50,7 +53,7 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
         trainer.fit(learner, ckpt_path=ranks.broadcast(None), weights_only=True)
         learner.evaluate_last()
         return {}
-    start = begin(run)
+    start = begin(run, machine.precision_used)
     checkpoints, logger, progress = Checkpoints(run.folder, run.fingerprint), Curves(run.folder), Progress(run.name)
     callbacks = [progress, SampleImages(), saver]
     trainer = make_trainer(
@@ -93,8 +96,8 @@ def _show_picture(run: Run, learner: Learner, logger: Curves) -> None:
         logger.show(learner.picture)
 
 
-def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
-    """The learner of the run, with a network that is ready to train."""
+def _make_learner(run: Run, parts: Parts, machine: Machine) -> tuple[Learner, Machine]:
+    """The learner of the run, with a network that is ready to train, and the machine with the precision of the run."""
     pl.seed_everything(run.seed, verbose=False)
     _, network, task = build(run.chosen, data=parts.data)
     first, weights = ranks.rank() == 0, run.chosen.weights
@@ -104,6 +107,7 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
     if first and (advice := task.advice(pretrained=weights is not None)):
         say(f"{run.name}: {advice}")
     network.to(memory_format=torch.channels_last)
+    machine = settled(run, machine, network, parts.data.size)
     mode = machine.compile_used
     if ranks.size() > 1 and task.batch_norm_parts == 1:
         synchronise(network, gpu=machine.uses_gpu)
@@ -114,9 +118,10 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> Learner:
                     f"{run.name}: not compiled, in spite of trainer.compile=reduce-overhead: batch normalisation is "
                     "synchronised between the processes"
                 )
-    compile_network(network, mode)
+    shares = partial(sizes_of_shares, batch_size=task.batch_size, rank=ranks.rank(), world_size=ranks.size())
+    compile_network(network, mode, train_sizes=shares(parts.data.train_size), test_sizes=shares(parts.data.test_size))
     task.sgd |= machine.sgd_form
-    return task.learner()
+    return task.learner(), machine
 
 
 def _print_summary(run: Run, result: dict[str, Any], skipped: int) -> None:

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 
 from bam_exp.machine import Machine, ranks
-from bam_exp.training.checkpoints import Checkpoints
+from bam_exp.training.writing import CheckpointWriter
 
 
 class OneDevice(TorchElasticEnvironment):
@@ -47,7 +47,7 @@ def make_trainer(
         logger=logger,
         callbacks=callbacks,
         # Neither is Lightning's SLURM environment, which would requeue jobs; submitit does that.
-        plugins=[Checkpoints(folder, fingerprint), LightningEnvironment() if alone else OneDevice()],
+        plugins=[CheckpointWriter(folder, fingerprint), LightningEnvironment() if alone else OneDevice()],
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,

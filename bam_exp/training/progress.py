@@ -81,6 +81,10 @@ class Progress(pl.Callback):
         if self.bar is not None:
             self.bar.update(self.task, description=words, refresh=True)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clocks of the last epoch."""
+        self.timing.close_epoch()
+
     def _end_epoch(self, trainer: pl.Trainer, epoch: int, figures: dict[str, float]) -> None:
         """Print the figures of the epoch that has ended."""
         self.timing.end_epoch()

@@ -31,7 +31,7 @@ class Timing:
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        """Wall time of the epochs of this process, including evaluation."""
+        """Wall time of the epochs of this process, including evaluation, curves and what a checkpoint adds to it."""
         self.times: list[dict[str, float]] = []
         """For each epoch: the seconds of its training, those of them spent waiting for data, and the milliseconds of a step.
 
@@ -39,6 +39,7 @@ class Timing:
         """
         self._first_step_ms: float | None = None
         self._cold = True
+        self._ended = False
         self.spent = Spent()
 
     def start(self, loader: Batches) -> None:
@@ -49,6 +50,7 @@ class Timing:
 
     def start_epoch(self) -> None:
         """Start the clocks of an epoch."""
+        self.close_epoch()
         self._opened = self._counted = time.monotonic()
         self.spent = Spent()
 
@@ -74,6 +76,12 @@ class Timing:
         )
         if self._first_step_ms is not None:
             self.times[-1]["first_step_ms"], self._first_step_ms = self._first_step_ms, None
+        self._ended = True
+
+    def close_epoch(self) -> None:
+        """Count what came after the figures of the epoch that has ended, such as its checkpoint; before the next one starts."""
+        if self._ended:
+            self.seconds[-1], self._ended = time.monotonic() - self._opened, False
 
     def state_dict(self) -> dict[str, Any]:
         """The times so far, for a checkpoint."""

@@ -49,6 +49,8 @@ def test_completion_offers_choices(tmp_path: Path) -> None:
 WRONG = {
     "unknown backbone": (["backbone=resnet51"], ["resnet51", "resnet50"]),
     "unknown attention": (["attention=bum"], ["bum", "bam"]),
+    "file as a choice": (["backbone=resnet20.yaml"], ["backbone=resnet20.yaml"]),
+    "path as a choice": (["backbone=../backbone/resnet20"], ["backbone=../backbone/resnet20"]),
     "unknown row": (["+row/table1a=r7"], ["r7", "r8"]),
     "unknown table": (["+experiment=table1z"], ["table1z", "table1a"]),
     "reduction that does not divide": (["attention.reduction=7"], ["reduction", "7", "16"]),

@@ -24,7 +24,7 @@ CHOICES = {
     "recipe": ["demo", "cifar100", "cifar100_short"],
     "trainer": ["default"],
 }
-WHOLE = ("attention.reduction", "attention.dilation", "recipe.epochs", "recipe.batch_size", "trainer.checkpoint_epochs")
+WHOLE = ("attention.reduction", "attention.dilation", "recipe.epochs", "recipe.batch_size", "trainer.runs_per_gpu")
 REAL = ("recipe.lr", "recipe.momentum", "recipe.weight_decay", "recipe.gamma", "trainer.checkpoint_minutes")
 WORDS = {"attention.combine": "sum", "attention.branches": "both", "attention.norm": "paper", "trainer.device": "cpu"}
 KEYS = (

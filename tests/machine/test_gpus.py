@@ -15,8 +15,11 @@ import pytest
 import torch
 from conftest import chosen_of
 from filelock import FileLock
+from torch import nn
 
+from bam_exp import config
 from bam_exp.build import make_machine
+from bam_exp.config.targets import find_target
 from bam_exp.errors import ConfigError
 from bam_exp.machine import Machine, gpus
 from bam_exp.machine.gpus import gpu_lease, show_gpu_of_rank, visible_gpus
@@ -284,6 +287,27 @@ def test_precision_on_a_gpu(card: SimpleNamespace, capability: tuple[int, int], 
     machine.prepare()
     forms = (torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision)
     assert [form == "tf32" for form in forms] == [used == "tf32"] * 2
+
+
+def test_deterministic_holds_for_the_networks_that_the_documentation_names() -> None:
+    """Max-pooling and adaptive pooling to more than one value have no deterministic gradient on a GPU."""
+    without = []
+    for name in config.choice_names("backbone"):
+        keys = dict(config.choice_file("backbone", name))
+        make = find_target("backbone", keys.pop("_target_"))
+        assert make is not None
+        with torch.device("meta"):
+            network = make(100, **keys)
+        pools = (module for module in network.modules() if isinstance(module, nn.MaxPool2d | nn.AdaptiveAvgPool2d))
+        if any(isinstance(pool, nn.MaxPool2d) or pool.output_size != 1 for pool in pools):
+            without.append(name)
+    assert [name for name in without if "imagenet" not in name] == [
+        "faster_rcnn_resnet101",
+        "ssd_vgg16",
+        "stairnet_vgg16",
+    ]
+    imagenet = {name for name in config.choice_names("backbone") if name.endswith("_imagenet")}
+    assert imagenet - set(without) == {"mobilenet_imagenet"}
 
 
 def test_tf32_is_refused_where_the_card_lacks_it(card: SimpleNamespace) -> None:

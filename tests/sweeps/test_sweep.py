@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +11,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, Command
+from conftest import TINY, Command, run_of
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from bam_exp.processes import PLACE, place
@@ -148,3 +150,19 @@ def test_a_job_knows_its_place_and_the_sweep_its_time_to_go(
     callback.on_job_start(OmegaConf.create({"hydra": {"job": {"num": 2}, "runtime": {"choices": {"row/demo": "bam"}}}}))
     assert capsys.readouterr().out == "run 3 of 5, about 3 min to go\n"
     assert place() == "[3/5 bam] "
+
+
+def test_a_run_that_another_sweep_is_training_has_not_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callback, run = Sweep(), run_of(*TINY, f"output_dir={tmp_path}")
+    callback.runs = {run.name: run}
+    run.folder.mkdir(parents=True)
+    owner = f"process {os.getpid()} on {socket.gethostname()}"
+    (run.folder / "owner.json").write_text(json.dumps({"process": owner}))
+    with FileLock(run.folder / ".lock"), pytest.raises(SystemExit) as end:
+        callback.on_multirun_end(OmegaConf.create({"hydra": {"runtime": {"choices": {}}}}))
+    assert end.value.code == 1
+    said = capsys.readouterr()
+    assert said.err == f"RUNNING {run.name}: {owner} is training it\n"
+    assert said.out.startswith("0 of 1 runs done, 1 running in another process")

@@ -2,13 +2,18 @@
 
 import os
 import random
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import TINY, Command
 
 from bam_exp.files import write_atomically
 from bam_exp.training.checkpoints import CheckpointError, Checkpoints
+from bam_exp.training.writing import CheckpointWriter
 
 
 def content(step: int) -> dict[str, object]:
@@ -150,3 +155,107 @@ def test_a_checkpoint_of_another_run_is_passed_over(tmp_path: Path) -> None:
     [foreign] = tmp_path.glob("*.unusable")
     with pytest.raises(CheckpointError, match="belongs to another run"):
         mine.load_checkpoint(foreign.rename(foreign.with_suffix("")))
+
+
+# In a thread
+
+
+@pytest.fixture
+def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A disk that syncs no file before this event is set."""
+    synced, fsync = threading.Event(), os.fsync
+
+    def wait(descriptor: int) -> None:
+        assert synced.wait(60)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", wait)
+    yield synced
+    synced.set()
+
+
+def test_a_thread_writes_what_was_there_when_it_was_told_to(tmp_path: Path, slow_disk: threading.Event) -> None:
+    weight = torch.arange(6.0).view(1, 2, 1, 3).to(memory_format=torch.channels_last)
+    state: dict[str, Any] = {
+        "weight": weight,
+        "history": [{"loss": 1.0}],
+        "by_parameter": {0: {"momentum": weight + 1}},
+    }
+    checkpoint = {"global_step": 7, **state}
+    writer = CheckpointWriter(tmp_path, "a" * 16)
+    writer.save_checkpoint(checkpoint, tmp_path)
+    assert writer.is_writing
+    writer.check()
+    weight.add_(100)
+    state["history"][0]["loss"] = 2.0
+    state["history"].append({"loss": 3.0})
+    state["by_parameter"][0]["momentum"].zero_()
+    assert not list(tmp_path.glob("checkpoint-*"))
+    slow_disk.set()
+    writer.finish()
+    newest = writer.newest(pytest.fail)
+    assert newest is not None
+    read = writer.load_checkpoint(newest)
+    assert torch.equal(read["weight"], weight - 100)
+    assert read["weight"].stride() == weight.stride()
+    assert torch.equal(read["by_parameter"][0]["momentum"], weight - 99)
+    assert (read["history"], read["global_step"]) == ([{"loss": 1.0}], 7)
+
+
+def test_an_error_of_the_thread_is_raised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = CheckpointWriter(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    writer.save_checkpoint(content(1), tmp_path)
+    writer.teardown()  # raises nothing, since it may follow another error
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        writer.check()
+    writer.check()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_copy_of_a_gpu_is_that_of_its_step(tmp_path: Path) -> None:
+    weight = torch.zeros(2**26, device="cuda")
+    writer = CheckpointWriter(tmp_path)
+    for step in range(1, 4):
+        weight.add_(1)
+        writer.save_checkpoint({"global_step": step, "weight": weight}, tmp_path)
+        weight.add_(10)
+        writer.finish()
+        newest = writer.newest(pytest.fail)
+        assert newest is not None
+        assert writer.load_checkpoint(newest)["weight"].unique().tolist() == [11.0 * step - 10]
+
+
+def test_a_run_saves_by_time(bam_train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[int] = []
+    save = Checkpoints.save_checkpoint
+
+    def noted(self: Checkpoints, checkpoint: dict[str, Any], *rest: Any) -> None:
+        steps.append(checkpoint["global_step"])
+        save(self, checkpoint, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save_checkpoint", noted)
+    assert bam_train(*TINY).code == 0  # two epochs of five steps, in a second
+    assert steps == [10]
+    steps.clear()
+    monkeypatch.setattr(CheckpointWriter, "is_writing", False)
+    assert bam_train(*TINY, "seed=1", "trainer.checkpoint_minutes=1.0e-9").code == 0
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
+
+
+def test_a_run_ends_at_the_batch_after_a_failed_write(bam_train: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def full(self: Checkpoints, checkpoint: dict[str, Any], *_: Any) -> None:
+        tried.append(checkpoint["global_step"])
+        raise CheckpointError("folder: cannot write a checkpoint (no space left on device)")
+
+    monkeypatch.setattr(Checkpoints, "save_checkpoint", full)
+    ended = bam_train(*TINY, "recipe.epochs=400", "trainer.checkpoint_minutes=1.0e-9")
+    assert ended.code == 1
+    assert len(tried) == 1
+    [line] = [line for line in ended.err.splitlines() if "space left" in line]
+    assert line.startswith("bam-train: ")
+    assert "cannot write a checkpoint (no space left on device)" in line
+    assert "Traceback" not in ended.err

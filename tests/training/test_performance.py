@@ -5,6 +5,7 @@ falls back to it with a reason, and a step of real training does not wait for th
 Nothing here is timed; `bam-bench` does that.
 """
 
+import contextlib
 import platform
 import resource
 import shutil
@@ -198,7 +199,7 @@ def test_where_compiling_fails_training_goes_on_and_says_why(
     x = torch.randn(2, 64, 4, 4)
     expected = bottleneck_and_bam()(x)
     names = list(network.state_dict())
-    compile_network(network, "on")
+    compile_network(network, "on", train_sizes={2}, test_sizes={2})
     assert torch.equal(network(x), expected)
     network(x)
     assert tried == 1
@@ -320,6 +321,24 @@ def test_waiting_would_be_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
     watch = train_watched(tmp_path, "cpu", lambda: syncs(monkeypatch), Waits)
     assert {"_local_scalar_dense", "tolist"} <= set(watch.found[0])
+
+
+def test_no_gradient_of_the_last_step_is_left_when_a_backward_pass_writes_its_own(tmp_path: Path) -> None:
+    """CUDA graphs write gradients where those of the last step were, which Lightning drops between forward and backward."""
+    left: list[int] = []
+
+    class Left(Classifier):
+        def on_before_zero_grad(self, _optimizer: Any) -> None:
+            self.zeroed = True
+
+        def backward(self, loss: Tensor, *rest: Any, **more: Any) -> None:
+            assert self.zeroed
+            left.append(sum(parameter.grad is not None for parameter in self.parameters()))
+            super().backward(loss, *rest, **more)
+            self.zeroed = False
+
+    train_watched(tmp_path, "cpu", lambda: contextlib.nullcontext([]), Left)
+    assert left == [0, 0, 0]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -30,6 +30,7 @@ WORDS = (
     "recipe.schedule=steps", "recipe.milestones=[0.34]",
     "trainer.threads=1", "trainer.device=cpu", "backbone=wrn28_8", "backbone.depth=10", "backbone.widen=1",
     "attention.reduction=8",
+    "trainer.checkpoint_minutes=1.0e-6",  # at every step, unless the thread is still writing
 )  # fmt: skip
 
 At = Callable[[int | None, str], None]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from bam_exp.data.photos.jpeg import jpeg_decoder
 from bam_exp.errors import DataError
 
 Content = npt.NDArray[np.uint8]
@@ -67,15 +68,12 @@ def read(path: Path) -> Content:
 
 def decoded(content: Content, path: Path) -> Tensor:
     """Decode any photo that PIL reads to uint8 3 x H x W, stored as H x W x 3, with PIL's pixels. Raises DataError."""
-    from torchvision.io import ImageReadMode, decode_jpeg  # takes a second, which other data sets need not wait for
-
-    if content[:2].tobytes() == b"\xff\xd8":
+    decode = jpeg_decoder() if content[:2].tobytes() == b"\xff\xd8" else None
+    if decode is not None:
         try:
-            photo: Tensor = decode_jpeg(torch.from_numpy(content), mode=ImageReadMode.RGB)
+            return decode(torch.from_numpy(content))
         except RuntimeError:
             pass  # PIL may still decode it, or give a clear reason why not.
-        else:
-            return photo
     return torch.from_numpy(np.array(_opened(content, path).convert("RGB"))).permute(2, 0, 1)
 
 

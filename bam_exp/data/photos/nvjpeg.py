@@ -16,7 +16,11 @@ def nvjpeg_works(device: torch.device) -> bool:
     """Whether the device can decode a small JPEG; a GPU that cannot is reported on stderr."""
     if device.type != "cuda":
         return False
-    from torchvision.io import decode_jpeg
+    try:
+        from torchvision.io import decode_jpeg
+    except ImportError:
+        print("no nvJPEG (this torchvision has no decoders): photos are decoded on the CPU", file=sys.stderr)
+        return False
 
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")

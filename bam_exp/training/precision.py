@@ -1,0 +1,83 @@
+"""The precision of a run: the one it began with; on a CPU, `auto` is the faster one for the run's network."""
+
+import time
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from bam_exp.console import say
+from bam_exp.machine import Machine, ranks
+from bam_exp.machine.machine import Precision
+from bam_exp.runs.folder import precision_begun
+from bam_exp.runs.run import Run
+
+SECONDS = 1.0
+"""Seconds for which each precision is timed, at least two steps of each."""
+
+GAIN = 1.1
+"""How many times as fast as float32 bfloat16 has to be: runs of one table should not differ in it by chance."""
+
+_PIXELS = 16 * 32 * 32
+
+
+def settled(run: Run, machine: Machine, network: nn.Module, size: int) -> Machine:
+    """The machine with `precision=auto` replaced by what this run computes in; rank 0 decides, and says so where it is news.
+
+    Args:
+        network: the network in eager mode; it is left as it is.
+        size: the height and width of its images.
+    """
+    precision: Precision = ranks.from_first(lambda: _settle(run, machine, network, size))
+    return machine if machine.precision == precision else replace(machine, precision=precision)
+
+
+def _settle(run: Run, machine: Machine, network: nn.Module, size: int) -> Precision:
+    used = machine.precision_used
+    begun = precision_begun(run, unless_said=used)
+    if begun is not None and begun != used:
+        if machine.precision == "auto" and begun != "tf32":
+            say(f"{run.name}: computing in {begun}, in which it began")
+            return begun
+        say(f"{run.name}: computing in {used} from here on; it began in {begun}")
+    if begun is None and machine.precision == "auto" and not machine.uses_gpu:
+        used, reason = faster_on_cpu(network, size)
+        say(f"{run.name}: computing in {used}: {reason}")
+    return used
+
+
+def faster_on_cpu(network: nn.Module, size: int) -> tuple[Precision, str]:
+    """The precision in which this processor takes the steps of a network faster, and the reason."""
+    if not bfloat16_instructions():
+        return "float32", "this processor has no instructions for bfloat16"
+    images = torch.randn(max(2, _PIXELS // size**2), 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]):
+        trial = deepcopy(network).train()
+        times: dict[Precision, list[float]] = {"float32": [], "bfloat16": []}
+        for precision in times:  # the first step chooses kernels
+            _step(trial, images, precision)
+        while min(map(len, times.values())) < 2 or sum(times["float32"]) < SECONDS:
+            for precision, taken in times.items():
+                taken.append(_step(trial, images, precision))
+    float32, bfloat16 = (1000 * min(taken) for taken in times.values())
+    faster: Precision = "bfloat16" if float32 > GAIN * bfloat16 else "float32"
+    return faster, f"{len(images)} images take {float32:.0f} ms in float32 and {bfloat16:.0f} ms in bfloat16"
+
+
+def bfloat16_instructions() -> bool:
+    """Whether this processor may have instructions for bfloat16; on x86 it is known, elsewhere only timing tells."""
+    known = torch.cpu.get_capabilities()
+    return known.get("architecture") != "x86_64" or bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def _step(network: nn.Module, images: Tensor, precision: Precision) -> float:
+    """The seconds of a forward and a backward pass."""
+    began = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        outputs = [leaf for leaf in tree_leaves(network(images)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+        torch.autograd.backward([output.float().sum() for output in outputs])
+    network.zero_grad(set_to_none=True)
+    return time.perf_counter() - began
