@@ -47,6 +47,7 @@ class Shapes(OnDevice):
         pad, flip: augmentation of the training set, as in `DeviceLoader`.
     """
 
+    reads = ()
     num_classes = len(SHAPES) * len(PLACES)
     size = _SIZE
     mean = (0.37, 0.37, 0.37)

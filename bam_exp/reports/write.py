@@ -8,21 +8,19 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from bam_exp.config import composing
-from bam_exp.files import clear_parts, read_json, write_atomically
+from bam_exp.files import clear_parts, write_atomically
 from bam_exp.reports import FORMATS
 from bam_exp.reports.answers import Answers
 from bam_exp.reports.assemble import Sources, make_report
+from bam_exp.reports.drawn import drawn
 from bam_exp.reports.facts import row_facts
 from bam_exp.reports.html import html
 from bam_exp.reports.latex import latex
 from bam_exp.reports.lines import StoreIndex
 from bam_exp.reports.markdown import markdown
-from bam_exp.reports.plots import pictures_of, png, svg
 from bam_exp.reports.report import Cell, Report, ReportRow
 from bam_exp.reports.state import state_line, state_page
-from bam_exp.runs.folder import RESULT
-from bam_exp.runs.store import collect, name_of
+from bam_exp.runs.store import collect
 from bam_exp.tables import load_table, table_names
 
 
@@ -43,7 +41,7 @@ def main(
     """
     results = Path(output_dir) / "results"
     results.mkdir(parents=True, exist_ok=True)
-    with FileLock(results / ".lock"), composing():
+    with FileLock(results / ".lock"):
         clear_parts(results)
         store = collect(Path(output_dir))
         for reason in store.unusable:
@@ -74,20 +72,6 @@ def _stands_in(run: Mapping[str, str], report: Report) -> bool:
     return any(row.names == run for row in report.rows)
 
 
-def _curves(report: Report, output_dir: Path) -> dict[str, list[list[float]]]:
-    """The test figure of each epoch by row and seed, of the runs whose folders are there."""
-    curves: dict[str, list[list[float]]] = {}
-    key = f"test/{report.metric}"
-    for row in report.rows:
-        for line in row.lines:
-            epochs = read_json(output_dir / "runs" / name_of(line) / RESULT).get("epochs")
-            if isinstance(epochs, list) and all(isinstance(epoch, dict) for epoch in epochs):
-                tested = [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
-                if len(tested) > 1:
-                    curves.setdefault(row.name, []).append(tested)
-    return curves
-
-
 def _write(report: Report, output_dir: Path, formats: Collection[str]) -> list[str]:
     """Write a report in these formats; the endings of the files."""
     results = output_dir / "results"
@@ -96,15 +80,15 @@ def _write(report: Report, output_dir: Path, formats: Collection[str]) -> list[s
         f"{report.stem}.{ending}": text(report) for ending, text in writers.items() if ending in formats
     }
     if "html" in formats or "plots" in formats:
-        pictures = pictures_of(report, _curves(report, output_dir))
+        pictures = drawn(report, output_dir)
         if "html" in formats:
             maps = results / "plots" / f"{report.stem}-maps.png"
             contents[f"{report.stem}.html"] = html(report, pictures, maps.read_bytes() if maps.is_file() else None)
         if "plots" in formats and pictures:
             (results / "plots").mkdir(exist_ok=True)
             for name, picture in pictures.items():
-                contents[f"plots/{report.stem}-{name}.png"] = png(picture)
-                contents[f"plots/{report.stem}-{name}.svg"] = svg(picture)
+                contents[f"plots/{report.stem}-{name}.png"] = picture.png
+                contents[f"plots/{report.stem}-{name}.svg"] = picture.svg
     for name, content in contents.items():
         write_atomically(results / name, content)
     return list(contents)
