@@ -1,10 +1,11 @@
 """The cost of a network: parameters and multiply-accumulates, counted on the meta device."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,19 @@ class Complexity:
     """Numbers that the convolutions and linear layers put out for one image."""
 
 
-def complexity(network: nn.Module, size: int, *, count_bias: bool = False) -> Complexity:
+def complexity(network: "nn.Module", size: int, *, count_bias: bool = False) -> Complexity:
     """Count a network that stands on the meta device, for one image of 3 x `size` x `size`.
 
     1 multiply-accumulate = 1, as in the paper (docs/faithfulness.md). With `count_bias` the additions of the
     convolutions' biases count too, as the paper's figures for SqueezeNet demand.
     """
+    import torch
+    from torch import nn
+    from torch.utils.flop_counter import FlopCounterMode
+
     biases = activations = 0
 
-    def count(module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def count(module: "nn.Module", _inputs: object, output: "torch.Tensor") -> None:
         nonlocal biases, activations
         activations += output.numel()
         if count_bias and getattr(module, "bias", None) is not None:

@@ -1,6 +1,8 @@
-"""The number of CPU cores that a process may use."""
+"""The processor: its name, and the number of cores that a process may use."""
 
 import os
+import platform
+from pathlib import Path
 
 
 def available_cores() -> int:
@@ -20,3 +22,13 @@ def cores_per_process(processes: int = 1) -> int:
     if "SLURM_CPUS_PER_TASK" in os.environ:
         return cores
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", processes)))
+
+
+def cpu_name() -> str:
+    """The name of the processor, as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from bam_exp.config import REFUSED, one_line
+from bam_exp.config import one_line, refused
 from bam_exp.console import INTERRUPTED, say, say_interrupted
 from bam_exp.errors import BamError
 from bam_exp.files import reason_of
@@ -32,7 +32,7 @@ def one_line_errors(program: str, words: Sequence[str] | None = None) -> Iterato
     except BamError as error:
         _say(f"{program}: {one_line(error)}")
         raise SystemExit(error.exit_code) from error
-    except REFUSED as error:
+    except refused() as error:
         _say(f"{program}: {one_line(error)}")
         raise SystemExit(2) from error
     except BrokenPipeError as error:

@@ -36,3 +36,13 @@ FIGURES: Mapping[str, Figure] = {
     )
 }
 """The columns that a table can have."""
+
+METRICS: Mapping[str, tuple[str, ...]] = {
+    "classification": (
+        "top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images",
+    ),
+    "detection": (
+        "map", "map50", "map75", "train_loss", "best_map", "best_map50", "best_epoch", "test_images",
+    ),
+}  # fmt: skip
+"""The figures that a task measures, in the order of the columns of `runs.csv`; the first is its headline."""

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,28 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def cache_file(name: str) -> Path | None:
+    """The path of a file in $XDG_CACHE_HOME/bam_exp (by default ~/.cache/bam_exp); None for a user without a home folder."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder, "bam_exp", name)
+    try:
+        return Path.home() / ".cache" / "bam_exp" / name
+    except RuntimeError:
+        return None
+
+
+def write_cache(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that saves time later, as a whole or not at all; a folder that cannot be written is no error."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(part)
+        part.replace(path)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
 
 
 def reason_of(error: OSError) -> str:

@@ -8,7 +8,7 @@ import getpass
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,6 +72,14 @@ def ready(*words: str) -> "tuple[Run, Parts, Machine]":
     chosen = chosen_of(*words)
     machine, parts = make_machine(chosen), build_on_meta(chosen)
     return Run.of(chosen, parts.data.digest), parts, machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder for the tests, which neither read nor write the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,6 +13,7 @@ COMMANDS = {
     "module": "an attention alone, forward and backward, at the seams of a CIFAR ResNet-50: a minute",
     "input": "augmented batches, of CIFAR's size and of photos, beside PIL's: half a minute",
     "epoch": "what a loop adds to a step, and whole epochs through bam-train: two minutes",
+    "store": "the commands beside a store of many runs: CPU seconds and memory, by child processes; ten minutes",
     "sweep": "several runs on the device at once, what all together get through: two minutes",
 }
 """The sub-commands: each is a module of bam_exp.bench whose `rows` measures."""

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
   bam-bench step --backbone ssd_vgg16      a detector, on drawn boxes
   bam-bench input --photos DIR      photos of yours
   bam-bench epoch
+  bam-bench store --against DIR     what the commands cost, beside those of another checkout
   bam-bench sweep --packed 1 2 4    where trainer.runs_per_gpu gains, and where it loses
 
 The variants of a call take turns in one process, on the same random batch, after their outputs and gradients have been
@@ -52,6 +53,12 @@ a call replaces what that sub-command wrote there before
     for command, what in COMMANDS.items():
         one = commands.add_parser(command, help=what, description=f"{what[0].upper()}{what[1:]}.")
         option = partial(one.add_argument, type=_positive, metavar="N")
+        if command == "store":
+            option("--lines", default=10_000, help="lines of results/runs.csv (10000)")
+            option("--folders", default=3_000, help="folders of runs, of 100 kB each (3000)")
+            option("--seeds", default=500, help="jobs of a sweep that differ by seed (500)")
+            one.add_argument("--against", metavar="DIR", help="another checkout, measured beside this one")
+            continue
         if command in ("step", "epoch", "sweep"):
             default = "resnet50" if command == "step" else None
             backbones = [name for name in choice_names("backbone") if command == "step" or not _is_detector(name)]
@@ -88,6 +95,11 @@ def main() -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.command == "store":
+        from bam_exp.bench.store import measure
+
+        measure(options)
+        return
     started = time.perf_counter()
     from bam_exp.bench import table
     from bam_exp.bench.measure import Bench, say

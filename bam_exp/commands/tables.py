@@ -123,7 +123,8 @@ def main() -> None:
             raise ConfigError(f"{overrides[0]}: {options.command} takes the names of tables only")
         for name in names:
             load_table(name)
-        register(parse_overrides(overrides), names)
+        if overrides:
+            register(parse_overrides(overrides), names)
         options.output_dir = str(Path(getattr(options, "output_dir", ".")).expanduser())
         code = options.run(names, overrides, options)
     raise SystemExit(code)

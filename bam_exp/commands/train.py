@@ -7,31 +7,30 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from typing import TYPE_CHECKING
 
 from bam_exp import __version__, config, tables
-from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.commands.environment import flags_and_overrides, use_environment, value_of
-from bam_exp.config import Chosen
+from bam_exp.config import Chosen, extra_folders
 from bam_exp.console import INTERRUPTED, ending_at_once, say
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.figures import FIGURES
 from bam_exp.processes import continued_by
-from bam_exp.runs.folder import result_of
-from bam_exp.runs.run import Run
-from bam_exp.weights import Metadata, read_metadata
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bam_exp.weights import Metadata
 
 _OWN_CONFIG = {"--config-name", "-cn", "--config-path", "-cp"}
+_LISTS_OR_OWN = {*_OWN_CONFIG, "--info", "-i", "--hydra-help"}
 
 _typed: list[str] = []
 """The command line as it was typed, to say how an interrupted run is continued."""
 
 
-def start(cfg: DictConfig) -> float | None:
+def start(cfg: "DictConfig") -> float | None:
     """Run what a config describes; Hydra calls this for a run, or for each job of a sweep.
 
     A single run trains in this process. A job of a sweep trains in a child process, so that the launcher (basic, joblib,
@@ -40,6 +39,12 @@ def start(cfg: DictConfig) -> float | None:
     Returns:
         The headline figure of the run, for sweepers that search; None if the run failed.
     """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    from bam_exp.build import build_on_meta, check_shares, make_machine
+    from bam_exp.runs import Run, result_of
+
     with one_line_errors("bam-train", _typed):  # here, because Hydra prints lines of its own about errors that reach it
         state = HydraConfig.get()
         if state.job.chdir:
@@ -79,6 +84,9 @@ def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
 
     A file of weights says of which network they are and how it was tested; what the overrides say takes precedence.
     """
+    from bam_exp.build import build_on_meta, make_machine
+    from bam_exp.weights import read_metadata
+
     assert chosen.evaluate is not None
     metadata = read_metadata(chosen.evaluate)
     if metadata is not None:
@@ -101,7 +109,7 @@ def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
     say(f"{chosen.evaluate}: {text}  ({figures['images']:.0f} images of {chosen.data.name})", sys.stdout)
 
 
-def _overridden(metadata: Metadata, overrides: Sequence[str]) -> list[str]:
+def _overridden(metadata: "Metadata", overrides: Sequence[str]) -> list[str]:
     """The overrides of a file of weights, without what the user's override, and then the user's."""
     typed = {str(override.key_or_group) for override in config.parse_overrides(overrides)}
     if any(key.startswith("row/") for key in typed):  # a row chooses all groups
@@ -118,14 +126,16 @@ def _overridden(metadata: Metadata, overrides: Sequence[str]) -> list[str]:
 def main() -> None:
     """`bam-train`; wrong input ends in one line and exit code 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors, instead of printing them over many lines
-    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choice_names(group)), replace=True)
-    OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.table_names()), replace=True)
-    OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
     _typed[:] = words = sys.argv[1:]
     command = continued_by("bam-train", words)
     with one_line_errors("bam-train", words), ending_at_once("bam-train", command):
         if "--version" in words:
             say(f"bam-train {__version__}", sys.stdout)
+            return
+        _register_resolvers()
+        if words in (["--help"], ["-h"]):
+            use_environment()
+            say(_help(), sys.stdout)
             return
         if not {"-sc", "--shell-completion"} & set(words):  # which has words of its own
             words = _checked(words)
@@ -133,8 +143,26 @@ def main() -> None:
             use_environment()
             tables.register()
         sys.argv[1:] = words
+        import hydra
+
         with _interrupted_sweep_summarised():
             hydra.main(version_base="1.3", config_path=str(config.config_dir()), config_name="config")(start)()
+
+
+def _register_resolvers() -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("choices", lambda group: ", ".join(config.choice_names(group)), replace=True)
+    OmegaConf.register_new_resolver("experiments", lambda: ", ".join(tables.table_names()), replace=True)
+    OmegaConf.register_new_resolver("expanduser", lambda path: str(Path(path).expanduser()), replace=True)
+
+
+def _help() -> str:
+    """The help of conf/config.yaml as Hydra prints it, without composing a config."""
+    from omegaconf import OmegaConf
+
+    text: str = OmegaConf.create(config.read_yaml(config.config_dir() / "config.yaml")).hydra.help.template
+    return text
 
 
 @contextmanager
@@ -161,7 +189,9 @@ def _checked(words: list[str]) -> list[str]:
     use_environment(value_of(flags, "--config-dir", "-cd"))
     config.check_overrides(overrides)
     parsed = config.parse_overrides(overrides)
-    tables.register(parsed)
+    # Hydra copies every row that is registered, many times over, so that they are where something may name or list them.
+    if tables.named_by(parsed) or extra_folders() or _LISTS_OR_OWN & set(flags):
+        tables.register(parsed)
     # Hydra shows configs (--cfg, --info) without asking us, also one with a key that nothing has.
     if value_of(flags, "--package", "-p") and value_of(flags, "--cfg", "-c") is None:
         raise ConfigError("--package: goes with --cfg only, whose output it limits to a part of the config")

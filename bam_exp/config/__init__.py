@@ -12,16 +12,17 @@ from bam_exp.config.choices import (
     extra_folders,
     nearest,
     packages,
+    read_yaml,
     use_folders,
 )
 from bam_exp.config.chosen import Choice, Chosen
 from bam_exp.config.composition import check_overrides, compose, composing, parse_overrides, search_path, swept_values
-from bam_exp.config.messages import REFUSED, one_line
+from bam_exp.config.messages import one_line, refused
+from bam_exp.config.remembered import kept_file, remembered
 
 __all__ = [
     "GROUPS",
     "NAMED",
-    "REFUSED",
     "Choice",
     "Chosen",
     "check_overrides",
@@ -31,10 +32,14 @@ __all__ = [
     "composing",
     "config_dir",
     "extra_folders",
+    "kept_file",
     "nearest",
     "one_line",
     "packages",
     "parse_overrides",
+    "read_yaml",
+    "refused",
+    "remembered",
     "search_path",
     "swept_values",
     "use_folders",

@@ -1,13 +1,13 @@
 """The choices of a run, resolved and checked once, so that nothing behind them reads a config."""
 
+import inspect
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
-
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, Self
 
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
 from bam_exp.config.messages import one_line
@@ -15,28 +15,41 @@ from bam_exp.config.targets import Factory, call, defaults_of, find_target
 from bam_exp.errors import ConfigError
 from bam_exp.files import WEIGHTS
 
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
 _CHOICE = re.compile(r"\w[\w.+-]*")
 """The name of a choice, which is part of the name of a run's folder."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The choice of one group: a file of conf/<group>, the callable that it names and the keyword arguments for it."""
+    """The choice of one group: a file of conf/<group>, the callable that it names and the keyword arguments for it.
+
+    It is plain data; the callable is imported when it is asked for.
+    """
 
     group: str
     name: str
     target: str | None
     """The `_target_`; None for the attention `none`."""
-    factory: Factory | None
     arguments: Mapping[str, Any]
+    changed: Mapping[str, Any]
+    """The arguments that differ from the choice's file."""
+    defaults: Mapping[str, Any]
+    """The defaults of the callable's parameters."""
+    metrics: Sequence[str]
+    """The figures that a recipe measures; none for the other groups."""
 
     @classmethod
-    def of(cls, cfg: DictConfig, group: str, name: str) -> Self:
+    def of(cls, cfg: "DictConfig", group: str, name: str) -> Self:
         """The choice that a composed config contains; `name` is the file that Hydra took.
 
         Raises:
             ConfigError: for a name that is a path, a foreign target, or a key that the callable does not have.
         """
+        from omegaconf import DictConfig, OmegaConf
+
         node = cfg.get(group)
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{group}={node}: should be one of {', '.join(choice_names(group))}")
@@ -55,13 +68,15 @@ class Choice:
                 raise ConfigError(
                     f"{group}.{key}={value}: {group} {chosen} has no such key{nearest(key, allowed)} (it has {listed})"
                 )
-        return cls(group, name, target, factory, arguments)
+        file = choice_file(group, name)
+        changed = {key: value for key, value in arguments.items() if key not in file or value != file[key]}
+        defaults = {key: value for key, value in allowed.items() if value is not inspect.Parameter.empty}
+        return cls(group, name, target, arguments, changed, defaults, tuple(getattr(factory, "metrics", ())))
 
-    @property
-    def changed(self) -> dict[str, Any]:
-        """The arguments that differ from the choice's file."""
-        file = choice_file(self.group, self.name)
-        return {key: value for key, value in self.arguments.items() if key not in file or value != file[key]}
+    @cached_property
+    def factory(self) -> Factory | None:
+        """The callable; None for the attention `none`."""
+        return find_target(self.group, self.target)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -71,11 +86,12 @@ class Choice:
     @property
     def identity(self) -> dict[str, Any]:
         """`settings` without values equal to the callable's defaults, so that a new parameter invalidates no result."""
-        defaults = defaults_of(self.group, self.factory)
-        return {
-            "_target_": self.target,
-            **{key: value for key, value in self.arguments.items() if defaults[key] != value},
+        unlike = {
+            key: value
+            for key, value in self.arguments.items()
+            if key not in self.defaults or self.defaults[key] != value
         }
+        return {"_target_": self.target, **unlike}
 
     def make(self, *context: Any, **more: Any) -> Any:
         """The result of calling the factory with `context` and the arguments.
@@ -107,7 +123,7 @@ class Chosen:
     """Photos whose classes the weights under test are to name."""
 
     @classmethod
-    def of(cls, cfg: DictConfig, names: Mapping[str, str] | None = None) -> Self:
+    def of(cls, cfg: "DictConfig", names: Mapping[str, str] | None = None) -> Self:
         """The choices that a composed config makes.
 
         Args:
@@ -137,6 +153,26 @@ class Chosen:
             images=_photos(settings["images"], settings["evaluate"]),
         )
 
+    def to_json(self) -> dict[str, Any] | None:
+        """These choices as plain JSON; None if they depend on files outside the configs, or are not plain."""
+        data = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(self).items()}
+        if any((self.weights, self.evaluate, self.images)):
+            return None
+        try:
+            same = self.from_json(json.loads(json.dumps(data))) == self
+        except (TypeError, ValueError):
+            return None
+        return data if same else None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The choices that `to_json` has written."""
+        groups: dict[str, Any] = {
+            group: Choice(**{**data[group], "metrics": tuple(data[group]["metrics"])}) for group in GROUPS
+        }
+        folders: dict[str, Any] = {key: Path(data[key]) for key in ("data_root", "output_dir")}
+        return cls(**groups, **folders, seed=data["seed"], weights=None, evaluate=None)
+
     def group(self, name: str) -> Choice:
         """The choice of a group."""
         choice: Choice = getattr(self, name)
@@ -147,8 +183,10 @@ class Chosen:
         return replace(self, seed=seed)
 
 
-def _setting(cfg: DictConfig, key: str) -> Any:
+def _setting(cfg: "DictConfig", key: str) -> Any:
     """The value of a top-level key, with what it refers to resolved; None without it."""
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return cfg.get(key)
     except OmegaConfBaseException as error:  # which does not always name the key
@@ -180,6 +218,8 @@ def _weights_file(key: str, value: object) -> Path | None:
 def _photos(value: object, evaluate: object) -> tuple[Path, ...]:
     if value is None:
         return ()
+    from omegaconf import ListConfig
+
     values = value if isinstance(value, ListConfig) else [value]
     if evaluate is None:
         raise ConfigError(f"images={_shortened(value)}: needs evaluate=RUN, the network that is to name their classes")

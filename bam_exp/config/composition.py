@@ -4,52 +4,59 @@ import re
 import shlex
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
-from omegaconf import DictConfig
+from typing import TYPE_CHECKING
 
 from bam_exp.config.choices import GROUPS, PATHS, choice_names, config_dir, extra_folders
-from bam_exp.config.messages import REFUSED, one_line
+from bam_exp.config.messages import one_line, refused
 from bam_exp.errors import ConfigError
+
+if TYPE_CHECKING:  # importing Hydra takes a fifth of a second, which a command that composes nothing does without
+    from hydra.core.config_loader import ConfigLoader
+    from hydra.core.override_parser.types import Override
+    from omegaconf import DictConfig
 
 _SECRET = re.compile(r"(password|passwd|secret|token|api_?key|credential|private_?key)", re.IGNORECASE)
 
 
 def composing() -> AbstractContextManager[None]:
     """Context manager that initialises Hydra once for several calls of `compose`."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
     if GlobalHydra.instance().is_initialized():
         return nullcontext()
     return initialize_config_dir(str(config_dir()), version_base="1.3")
 
 
-def compose(overrides: Iterable[str]) -> DictConfig:
+def compose(overrides: Iterable[str]) -> "DictConfig":
     """The config that these overrides give, including its `hydra` node.
 
     Raises:
         ConfigError: if they name something that does not exist.
     """
+    import hydra
+
     overrides = list(overrides)
     check_overrides(overrides)
     parse_overrides(overrides)
     try:
         with composing():
-            return hydra_compose("config", [*search_path(), *overrides], return_hydra_config=True)
-    except REFUSED as error:
+            return hydra.compose("config", [*search_path(), *overrides], return_hydra_config=True)
+    except refused() as error:
         raise ConfigError(one_line(error)) from error
 
 
 def search_path() -> list[str]:
     """The override by which Hydra finds the choices of the user's folders; none if there are none."""
+    if not extra_folders():
+        return []
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     folders = ",".join(QuotedString(f"file://{folder}", Quote.single).with_quotes() for folder in extra_folders())
-    return [f"hydra.searchpath=[{folders}]"] if folders else []
+    return [f"hydra.searchpath=[{folders}]"]
 
 
-def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None) -> list[Override]:
+def parse_overrides(overrides: Iterable[str], loader: "ConfigLoader | None" = None) -> "list[Override]":
     """Overrides as Hydra's own parser understands them.
 
     Args:
@@ -58,12 +65,18 @@ def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None
     Raises:
         ConfigError: if one of them is not an override. A path that needs quotes is shown with them.
     """
+    overrides = list(overrides)
+    if not overrides:
+        return []
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+
     parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
     for override in overrides:
         try:
             parsed += parser.parse_overrides([override])
-        except REFUSED as error:
+        except refused() as error:
             key, _, value = override.partition("=")
             if key in PATHS and value[:1] not in ("'", '"'):
                 typed = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
@@ -72,7 +85,7 @@ def parse_overrides(overrides: Iterable[str], loader: ConfigLoader | None = None
     return parsed
 
 
-def swept_values(override: Override) -> list[str]:
+def swept_values(override: "Override") -> list[str]:
     """The values of an override, as Hydra writes each on a command line: several for a sweep, else one.
 
     Raises:

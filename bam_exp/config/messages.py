@@ -1,25 +1,36 @@
 """One line for the user out of an error of Hydra, OmegaConf, PyYAML or this package."""
 
 import re
+import sys
 from collections.abc import Iterator
 
 import yaml
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf.errors import OmegaConfBaseException
 
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
 
-REFUSED = (ValueError, HydraException, OmegaConfBaseException, yaml.YAMLError)
-"""The exceptions by which composing and checking a config refuse wrong input."""
+
+def refused() -> tuple[type[Exception], ...]:
+    """The exceptions by which composing and checking a config refuse wrong input.
+
+    Those of Hydra and OmegaConf are among them once these are imported: no command waits for them only to catch nothing.
+    """
+    hydra, omegaconf = sys.modules.get("hydra.errors"), sys.modules.get("omegaconf.errors")
+    return (
+        ValueError,
+        yaml.YAMLError,
+        *([hydra.HydraException] if hydra is not None else []),
+        *([omegaconf.OmegaConfBaseException] if omegaconf is not None else []),
+    )
 
 
 def one_line(error: BaseException) -> str:
     """The message of an error in one line that names the key, the value and what would be right."""
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+    hydra = sys.modules.get("hydra.errors")
+    if hydra is not None and isinstance(error, hydra.MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         return _no_such_choice(group, choice, [str(option) for option in error.options or []])
     text = str(error)
-    if isinstance(error, HydraException):
+    if hydra is not None and isinstance(error, hydra.HydraException):
         if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
             key = match.group(1).lstrip("+~")
             if "/" in key and "already" in text:
@@ -31,7 +42,8 @@ def one_line(error: BaseException) -> str:
         if match := re.search(r"Could not find '([^']+)'", text):
             group, _, choice = match.group(1).rpartition("/")
             return _no_such_choice(group, choice, choice_names(group))
-    if isinstance(error, OmegaConfBaseException):
+    omegaconf = sys.modules.get("omegaconf.errors")
+    if omegaconf is not None and isinstance(error, omegaconf.OmegaConfBaseException):
         text = text.partition("\n")[0]  # what follows are names of OmegaConf's own types
         if error.full_key:
             return f"{error.full_key}: {text}"

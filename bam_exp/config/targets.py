@@ -5,11 +5,8 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-import pydantic
-
 from bam_exp.config.choices import choice_file, choice_names, nearest, packages
 from bam_exp.errors import ConfigError
-from bam_exp.schema import ArgumentError
 
 Factory = Callable[..., Any]
 
@@ -73,6 +70,10 @@ def call(group: str, factory: Factory, *context: Any, **arguments: Any) -> Any:
     Raises:
         ConfigError: if a value has the wrong type or is out of range, naming the first such key.
     """
+    import pydantic
+
+    from bam_exp.schema import ArgumentError
+
     try:
         return factory(*context, **arguments)
     except ArgumentError as error:

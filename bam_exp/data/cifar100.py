@@ -50,6 +50,7 @@ class CIFAR100(OnDevice):
         flip: whether images are mirrored with probability 0.5.
     """
 
+    reads = ()
     num_classes = 100
     size = 32
     train_size, test_size = 50_000, 10_000

@@ -39,6 +39,7 @@ class COCO(BoxedSet):
     """
 
     protocol = "coco"
+    reads = ("coco", "annotations")
 
     @checked
     def __init__(

@@ -15,6 +15,9 @@ class DataSet(Protocol):
     A data set is constructed as `Kind(root, *, ...)`, where `root` is the run's `data_root` and the keyword-only parameters
     are the keys of its config in `conf/data`. The constructor checks its arguments and reads no file, because configs are
     also checked, and finished runs reported, on machines without the data.
+
+    A data set may say in `reads`, a tuple of names in `root`, which files and folders its digest and its sizes follow from,
+    if they are there. Both are then kept between commands wherever none of them is.
     """
 
     @property

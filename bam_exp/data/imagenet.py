@@ -51,6 +51,7 @@ class ImageNet:
             bytes of the file show it, otherwise when the photo is decoded. "skip" leaves them out and counts them.
     """
 
+    reads = ("imagenet", *FOLDERS.values())
     mean = (0.485, 0.456, 0.406)
     std = (0.229, 0.224, 0.225)
 

@@ -48,6 +48,7 @@ class Scenes:
     pictures. `root` is not used.
     """
 
+    reads = ()
     task = "detection"
     protocol = "coco"
     num_classes = len(SHAPES)

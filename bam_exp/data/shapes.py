@@ -49,6 +49,7 @@ class Shapes(OnDevice):
         pad, flip: augmentation of the training set, as in `DeviceLoader`.
     """
 
+    reads = ()
     num_classes = len(SHAPES) * len(PLACES)
     mean = (0.37, 0.37, 0.37)
     std = (0.19, 0.19, 0.19)

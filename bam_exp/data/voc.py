@@ -71,6 +71,7 @@ class VOC(BoxedSet):
                 f"official=true: VOC has {', '.join(COUNTS)}, and its own classes; official=false takes others"
             )
         self.root, self.official, self.protocol, self.difficult = root, official, protocol, difficult
+        self.reads = ("voc", "VOCdevkit")
         self._lists: dict[str, list[str]] = {"train": train, "test": test}
         self._classes = list(classes or CLASSES)
         self.num_classes = len(self._classes)

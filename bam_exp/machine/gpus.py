@@ -5,6 +5,7 @@ here asks the driver in this process. Leases are file locks, which the kernel re
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,6 @@ from pathlib import Path
 from random import uniform
 from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock, Timeout
 
 from bam_exp.machine.world import World
@@ -27,9 +27,20 @@ if TYPE_CHECKING:
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
+_DEVICES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""The device files of the drivers of GPUs: NVIDIA's, that of WSL, and AMD's."""
+
+
+def may_have_gpus() -> bool:
+    """Return whether `visible_gpus` could be anything but empty: a quick answer, for which PyTorch is not imported."""
+    there = any(Path(device).exists() for device in _DEVICES)
+    return there or bool(os.environ.get(VISIBLE)) or shutil.which("nvidia-smi") is not None
+
 
 def visible_gpus() -> list[str]:
     """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them: by index, UUID or MIG name."""
+    import torch
+
     if not torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]
         return []
     uuids = _uuids()
@@ -58,7 +69,7 @@ def _uuids() -> tuple[str, ...]:
 @cache
 def _count() -> int:
     """The number of GPUs where nvidia-smi is missing, as in some containers; another process asks the driver."""
-    if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")):
+    if not any(Path(device).exists() for device in _DEVICES):
         return 0
     program = "import torch; print(torch.cuda.device_count())"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stdout
@@ -137,6 +148,8 @@ def _lock_name(gpu: str) -> str:
 def gpu_problem() -> str | None:
     """The reason why the GPU that this process sees cannot compute, in one line, or None. This asks the driver."""
     try:
+        import torch
+
         torch.ones(2, device="cuda").sum().item()  # needs a driver, memory and kernels for this card
     except (RuntimeError, AssertionError) as error:
         return " ".join(str(error).split("\n")[0].split()) or type(error).__name__

@@ -2,27 +2,24 @@
 
 import logging
 import os
-import platform
 import sys
 import warnings
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
-from bam_exp.cpu import cores_per_process
+from bam_exp.cpu import cores_per_process, cpu_name
 from bam_exp.errors import ConfigError
 from bam_exp.machine import ranks
 from bam_exp.machine.compiling import Mode
 from bam_exp.machine.gpus import gpu_problem, visible_gpus
 from bam_exp.machine.memory import keep_memory
+from bam_exp.machine.precision import Precision
 from bam_exp.machine.world import World
-
-Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -167,16 +164,7 @@ class Machine:
         device = torch.cuda.get_device_name() if self.uses_gpu else "CPU"
         return {
             "device": device if ranks.size() == 1 else f"{ranks.size()} x {device}",
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "threads": torch.get_num_threads(),
             "precision": self.precision_used,
         }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

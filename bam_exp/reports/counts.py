@@ -1,14 +1,14 @@
 """Counting the networks of tables on the meta device, and comparing the counts with the paper's figures."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Any
 
-from bam_exp.build import build_on_meta
 from bam_exp.complexity import Complexity, complexity
-from bam_exp.config import Chosen
+from bam_exp.config import Chosen, remembered
 from bam_exp.errors import ConfigError
+from bam_exp.runs import run_of
 from bam_exp.tables import Row, Table
 
 Counts = dict[str, Complexity]
@@ -17,15 +17,23 @@ Counts = dict[str, Complexity]
 
 def row_complexity(row: Row, *, as_printed: bool = False) -> Complexity:
     """Parameters and multiply-accumulates of a row's network; `as_printed` counts as the paper does for this table."""
-    return count(row.chosen(), row.counting if as_printed else {}, {})
+    return count(run_of(row, 0).chosen, row.counting if as_printed else {}, {})
 
 
 def count(chosen: Chosen, counting: Mapping[str, Any], counts: Counts) -> Complexity:
     """Count what was chosen, unless `counts` has it already; `counting` as in `Row`."""
-    key = str([chosen.data.settings, chosen.backbone.settings, chosen.attention.settings, counting])
-    if key not in counts:
+    parts = [chosen.data.settings, chosen.backbone.settings, chosen.attention.settings, dict(counting)]
+    key = str(parts)
+
+    def counted() -> list[int]:
+        from bam_exp.build import build_on_meta
+
         data, network, _ = build_on_meta(chosen, classes=counting.get("classes"))
-        counts[key] = complexity(network, data.size, count_bias=counting.get("bias", False))
+        cost = complexity(network, data.size, count_bias=counting.get("bias", False))
+        return [cost.params, cost.macs, cost.activations]
+
+    if key not in counts:
+        counts[key] = Complexity(*remembered("count", parts, counted))
     return counts[key]
 
 
@@ -37,12 +45,6 @@ def agrees(printed: str, ours: int) -> bool:
         raise ConfigError(f"{printed}: should be a figure as the paper prints it, as 24.07M or 1.22") from error
     unit = Decimal(10) ** (6 if printed.endswith("M") else 9)
     return (Decimal(ours) / unit).quantize(number, rounding=ROUND_HALF_UP) == number
-
-
-def row_cost(row: Row, overrides: Sequence[str]) -> tuple[Complexity, int, int]:
-    """The complexity of a row with overrides, and the number of images in an epoch and in a test."""
-    data, network, _ = build_on_meta(row.chosen(overrides))
-    return complexity(network, data.size), data.train_size, data.test_size
 
 
 @dataclass(frozen=True)
@@ -72,5 +74,5 @@ class Compared:
 def compare(table: Table, counts: Counts) -> Iterator[Compared]:
     """Count every row of a table of classifiers."""
     for row in table.rows:
-        chosen = row.chosen()
+        chosen = run_of(row, 0).chosen
         yield Compared(row, count(chosen, {}, counts), count(chosen, row.counting, counts).macs)

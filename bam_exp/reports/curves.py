@@ -1,12 +1,13 @@
 """The test figure after each epoch of runs, from their results or, without their folders, from results/curves."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from bam_exp.files import read_json, write_atomically
 from bam_exp.reports.report import Report
 from bam_exp.runs.folder import RESULT
-from bam_exp.runs.store import Line, name_of
+from bam_exp.runs.line import name_of
 
 
 def curves_of(report: Report, output_dir: Path) -> dict[str, list[list[float]]]:
@@ -19,9 +20,15 @@ def curves_of(report: Report, output_dir: Path) -> dict[str, list[list[float]]]:
     return curves
 
 
-def _curve(line: Line, figure: str, output_dir: Path) -> list[float]:
+def files_of_curve(line: Mapping[str, str], output_dir: Path) -> tuple[Path, Path]:
+    """The result of a run, and the file in results/curves; neither has to exist."""
     kept = output_dir / "results" / "curves" / f"{line['fingerprint']}.json"
-    result = read_json(output_dir / "runs" / name_of(line) / RESULT)
+    return output_dir / "runs" / name_of(line) / RESULT, kept
+
+
+def _curve(line: Mapping[str, str], figure: str, output_dir: Path) -> list[float]:
+    file, kept = files_of_curve(line, output_dir)
+    result = read_json(file)
     epochs = result.get("epochs") if result.get("fingerprint") == line["fingerprint"] else None
     if not isinstance(epochs, list):
         return _numbers(read_json(kept).get(figure))

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bam_exp.complexity import Complexity
-from bam_exp.config.targets import defaults_of
 from bam_exp.reports.counts import Counts, count
-from bam_exp.runs.run import Run, run_of
+from bam_exp.runs import Run, run_of
 from bam_exp.tables import Row
 
 
@@ -34,7 +33,7 @@ def row_facts(row: Row, extra: Sequence[str] = ()) -> RowFacts:
     """
     run = run_of(row, 0, extra)
     attention = run.chosen.attention
-    return RowFacts(run, {**defaults_of("attention", attention.factory), **attention.arguments})
+    return RowFacts(run, {**attention.defaults, **attention.arguments})
 
 
 def row_counts(row: Row, facts: RowFacts, counts: Counts) -> tuple[Complexity, Complexity]:

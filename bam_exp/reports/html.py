@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from bam_exp.reports.drawn import Drawn
 from bam_exp.reports.layout import columns_of
 from bam_exp.reports.notes import footnotes_of, sentences_of
 from bam_exp.reports.render import render
@@ -13,7 +14,6 @@ from bam_exp.reports.report import Report
 
 if TYPE_CHECKING:
     from markupsafe import Markup
-    from matplotlib.figure import Figure as Picture
 
 CAPTIONS = {
     "seeds": "Each seed, the mean of the seeds and, in a table of the paper, the paper's figure.",
@@ -26,7 +26,7 @@ CAPTIONS = {
 """The captions of the pictures."""
 
 
-def html(report: Report, pictures: Mapping[str, "Picture"], maps: bytes | None = None) -> str:
+def html(report: Report, pictures: Mapping[str, Drawn], maps: bytes | None = None) -> str:
     """A report as a page; `maps` is a PNG of attention maps to show below the plots."""
     columns = columns_of(report)
     notes = footnotes_of(report, columns)
@@ -60,21 +60,18 @@ def _with_code(sentence: str) -> "Markup":
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))
 
 
-def _inline(pictures: Mapping[str, "Picture"]) -> list[dict[str, object]]:
+def _inline(pictures: Mapping[str, Drawn]) -> list[dict[str, object]]:
     """The pictures as SVG elements, in the colours of the page."""
     from markupsafe import Markup
 
-    from bam_exp.reports.plots import svg
-
     inline: list[dict[str, object]] = []
     for name, picture in pictures.items():
-        text = svg(picture).decode()
+        text = picture.inline
         text = text[text.index("<svg") :].strip()
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
         text = text.replace("#000000", "currentColor").replace("fill: #ffffff", "fill: none")
         text = text.replace("<svg ", f'<svg role="img" aria-label="{name}" ', 1)
-        width = round(picture.get_figwidth() * 100)
-        inline.append({"content": Markup(text), "caption": CAPTIONS[name], "width": width})
+        inline.append({"content": Markup(text), "caption": CAPTIONS[name], "width": picture.width})
     return inline
 
 

@@ -4,18 +4,12 @@ import csv
 import sys
 from collections.abc import Sequence
 
-from bam_exp.config import composing
 from bam_exp.reports.counts import Counts, compare
 from bam_exp.tables import load_table
 
 
 def params(table_names: Sequence[str], form: str) -> int:
     """Print parameters and multiply-accumulates beside the paper's; 1 if one differs that no note names, else 0."""
-    with composing():
-        return _params(table_names, form)
-
-
-def _params(table_names: Sequence[str], form: str) -> int:
     loaded = [load_table(name) for name in table_names]
     counted_already: Counts = {}
     counts = dict.fromkeys(("yes", "noted", "no", "unexpected"), 0)

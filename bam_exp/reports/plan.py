@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bam_exp.build import make_machine
-from bam_exp.cpu import available_cores
+from bam_exp.cpu import available_cores, cpu_name
 from bam_exp.durations import duration
+from bam_exp.machine.gpus import may_have_gpus
 from bam_exp.reports.cost import Costs, Estimate, Work, describe, disk
-from bam_exp.reports.counts import row_cost
+from bam_exp.reports.counts import count
 from bam_exp.reports.grid import print_grid
 from bam_exp.reports.measure import measure, measured_lines
-from bam_exp.reports.status import RunState, run_states, split_seeds
+from bam_exp.reports.status import RunState, run_states
+from bam_exp.runs.rows import data_sizes
 from bam_exp.runs.run import Run
 from bam_exp.runs.store import Line, collect
 
@@ -30,7 +31,8 @@ class Missing:
     @property
     def bytes(self) -> int:
         """The largest size of the run's folder."""
-        return disk(self.work.cost, best_weights=make_machine(self.state.run.chosen).best_weights)
+        best = bool(self.state.run.chosen.trainer.arguments.get("best_weights", False))
+        return disk(self.work.cost, best_weights=best)
 
 
 def plan(
@@ -47,7 +49,7 @@ def plan(
     """
     states = run_states(table_names, overrides, output_dir)
     todo = [state for state in states if state.state not in ("done", "running", "stale")]
-    works = _works(todo, overrides)
+    works = _works(todo)
     if measured:
         measure({works[state.row.name].network: state.run for state in todo}, Path(output_dir))
     device = device_of(states[0].run) if states else {}
@@ -74,17 +76,22 @@ def plan(
 
 def device_of(run: Run) -> Mapping[str, Any]:
     """The device on which a run would be computed here, as results describe it."""
+    trainer = run.chosen.trainer
+    if trainer.name == "default" and not trainer.changed and not may_have_gpus():  # no need to wait for PyTorch
+        return {"device": "CPU", "cpu": cpu_name(), "threads": available_cores(), "precision": "float32"}
+    from bam_exp.build import make_machine
+
     machine = make_machine(run.chosen)
     return {**machine.description(), "threads": machine.threads or available_cores()}
 
 
-def _works(states: Sequence[RunState], overrides: Sequence[str]) -> dict[str, Work]:
+def _works(states: Sequence[RunState]) -> dict[str, Work]:
     """The work of each row that is missing."""
     works: dict[str, Work] = {}
     for state in states:
         if state.row.name not in works:
-            cost, train_size, test_size = row_cost(state.row, split_seeds(overrides)[1])
-            works[state.row.name] = Work.of(state.run, cost, train_size, test_size)
+            chosen = state.run.chosen
+            works[state.row.name] = Work.of(state.run, count(chosen, {}, {}), *data_sizes(chosen))
     return works
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bam_exp.build import build_data
 from bam_exp.durations import duration
 from bam_exp.reports.assemble import Sources
 from bam_exp.reports.cost import Costs, Work
 from bam_exp.reports.facts import RowFacts, row_counts
 from bam_exp.reports.render import render
 from bam_exp.reports.report import Report
+from bam_exp.runs.rows import data_sizes
 from bam_exp.tables import Table
 
 REFERENCE: Mapping[str, Any] = {"device": "NVIDIA H200", "cpu": "", "threads": 8, "precision": "bfloat16"}
@@ -23,8 +23,8 @@ def state_line(table: Table, facts: Sequence[RowFacts], report: Report, sources:
     rows = zip(table.rows, facts, report.rows, strict=True)
     distinct = {of_row.run.name: (row, of_row, len(table.seeds) - found.n) for row, of_row, found in rows}
     for row, of_row, missing in distinct.values():
-        data = build_data(of_row.run.chosen)
-        work = Work.of(of_row.run, row_counts(row, of_row, sources.counts)[0], data.train_size, data.test_size)
+        cost, sizes = row_counts(row, of_row, sources.counts)[0], data_sizes(of_row.run.chosen)
+        work = Work.of(of_row.run, cost, *sizes)
         seconds += max(0, missing) * costs.estimate(work).seconds
     needs_data = "" if facts[0].run.names["data"].startswith(("shapes", "scenes")) else " data_root=DIR"
     link = f"[{table.name}.md]({table.name}.md)" if report.used else f"`bam-train +experiment={table.name}{needs_data}`"

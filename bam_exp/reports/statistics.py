@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import isfinite, sqrt
 from statistics import mean, variance
 
+from bam_exp.config import remembered
+
 CONFIDENCE = 0.95
 
 
@@ -46,14 +48,18 @@ class McNemar:
 
 def mean_interval(values: Sequence[float]) -> Interval | None:
     """Student's 95 % interval of a mean; None for a single value."""
-    from scipy import stats
-
     if len(values) < 2:
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where all values are equal
-        bounds = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return _finite(float(bounds.low), float(bounds.high))
+
+    def bounds() -> list[float]:
+        from scipy import stats  # takes a second to import
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where all values are equal
+            found = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
+        return [float(found.low), float(found.high)]
+
+    return _finite(*remembered("mean", list(values), bounds))
 
 
 def gain_over(baseline: Sequence[float], row: Sequence[float], *, lower_is_better: bool) -> Gain:
@@ -61,20 +67,25 @@ def gain_over(baseline: Sequence[float], row: Sequence[float], *, lower_is_bette
 
     The runs are not paired by seed: the same seed gives two different networks different initial weights.
     """
-    from scipy import stats
-
     worse, better = (baseline, row) if lower_is_better else (row, baseline)
     value = mean(worse) - mean(better)
     if len(baseline) < 2 or len(row) < 2:
         return Gain(value)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        test = stats.ttest_ind(worse, better, equal_var=False)
-        bounds = test.confidence_interval(CONFIDENCE)
-    interval = _finite(float(bounds.low), float(bounds.high))
+
+    def test() -> list[float]:
+        from scipy import stats
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            found = stats.ttest_ind(worse, better, equal_var=False)
+            bounds = found.confidence_interval(CONFIDENCE)
+        return [float(bounds.low), float(bounds.high), float(found.pvalue)]
+
+    low, high, p = remembered("gain", [list(worse), list(better)], test)
+    interval = _finite(low, high)
     if interval is None or interval.half_width == 0:
         return Gain(value)
-    return Gain(value, interval, float(test.pvalue))
+    return Gain(value, interval, p)
 
 
 def _finite(low: float, high: float) -> Interval | None:
@@ -93,13 +104,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def mcnemar(first: bytes, second: bytes, images: int) -> McNemar:
     """The exact test of McNemar from one bit for each image, packed as by numpy.packbits; 1 stands for a right answer."""
-    import numpy as np
-    from scipy import stats
 
-    ours, theirs = (np.unpackbits(np.frombuffer(bits, np.uint8), count=images) for bits in (first, second))
-    only_first, only_second = int((ours > theirs).sum()), int((theirs > ours).sum())
-    count = only_first + only_second
-    p = float(stats.binomtest(min(only_first, only_second), count).pvalue) if count else 1.0
+    def test() -> list[float]:
+        import numpy as np
+        from scipy import stats
+
+        ours, theirs = (np.unpackbits(np.frombuffer(bits, np.uint8), count=images) for bits in (first, second))
+        only_first, only_second = int((ours > theirs).sum()), int((theirs > ours).sum())
+        count = only_first + only_second
+        p = float(stats.binomtest(min(only_first, only_second), count).pvalue) if count else 1.0
+        return [only_first, only_second, p]
+
+    only_first, only_second, p = remembered("mcnemar", [first.hex(), second.hex(), images], test)
     return McNemar(only_first, only_second, p)
 
 
@@ -117,11 +133,18 @@ def seeds_needed(deviation: float, gain: float, *, comparisons: int = 1, power: 
 
     Holm's correction is at its strictest Bonferroni's, which is what counts here. None if more than 1000 would be needed.
     """
-    import numpy as np
-    from scipy import stats
 
-    seeds = np.arange(2, 1001)
-    freedom, shift = 2 * (seeds - 1), gain / deviation * np.sqrt(seeds / 2)
-    critical = stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, freedom)
-    reached = np.flatnonzero(stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift) >= power)
-    return int(seeds[reached[0]]) if len(reached) else None
+    def needed() -> list[int | None]:
+        import numpy as np
+        from scipy import stats
+
+        seeds = np.arange(2, 1001)
+        freedom, shift = 2 * (seeds - 1), gain / deviation * np.sqrt(seeds / 2)
+        critical = stats.t.isf((1 - CONFIDENCE) / 2 / comparisons, freedom)
+        reached = np.flatnonzero(
+            stats.nct.sf(critical, freedom, shift) + stats.nct.cdf(-critical, freedom, shift) >= power
+        )
+        return [int(seeds[reached[0]]) if len(reached) else None]
+
+    seeds: int | None = remembered("seeds", [deviation, gain, comparisons, power], needed)[0]
+    return seeds

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 from rich.live import Live
@@ -16,11 +15,12 @@ from bam_exp.durations import duration
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.reports.grid import make_grid
+from bam_exp.runs import SCHEMA, Run, run_of
+from bam_exp.runs.finished import Finished
 from bam_exp.runs.folder import failure_of, has_checkpoint, read_progress, result_of
+from bam_exp.runs.line import Line
 from bam_exp.runs.lock import is_running
-from bam_exp.runs.run import Run, as_override, run_of
 from bam_exp.tables import Row, load_table
-from bam_exp.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,19 @@ def run_states(table_names: Sequence[str], overrides: Sequence[str], output_dir:
     Raises:
         ConfigError: if an override does not fit.
     """
-    return [RunState(row, run, *_state(run)) for row, run in _planned(table_names, overrides, output_dir)]
+    finished = Finished(Path(output_dir))
+    states = [RunState(row, run, *_state(run, finished)) for row, run in _planned(table_names, overrides, output_dir)]
+    finished.save()
+    return states
 
 
 def _planned(table_names: Sequence[str], overrides: Sequence[str], output_dir: str) -> list[tuple[Row, Run]]:
     """The rows and runs of tables, each run once."""
     seeds, extra = split_seeds(overrides)
-    extra.append(f"output_dir={as_override(output_dir)}")
     planned: dict[str, tuple[Row, Run]] = {}
     for name in table_names:
         table = load_table(name)
-        rows = [(row, run_of(row, 0, extra)) for row in table.rows]
+        rows = [(row, run_of(row, 0, extra, output_dir=Path(output_dir))) for row in table.rows]
         for seed in seeds or table.seeds:
             for row, of_row in rows:
                 run = of_row.with_seed(seed)
@@ -77,8 +79,12 @@ def split_seeds(overrides: Sequence[str]) -> tuple[list[int], list[str]]:
     return seeds, others
 
 
-def _state(run: Run) -> tuple[str, str]:
+def _state(run: Run, finished: Finished) -> tuple[str, str]:
+    if not run.folder.is_dir():
+        return "planned", ""
     try:
+        if (figure := _figure(run, finished.line(run.name))) is not None:
+            return "done", figure
         if (result := result_of(run)) is not None:
             return "done", _headline(run, result["metrics"])
     except ConfigError as error:
@@ -94,10 +100,17 @@ def _state(run: Run) -> tuple[str, str]:
     return ("stopped", where) if has_checkpoint(run.folder) else ("planned", "")
 
 
+def _figure(run: Run, line: Line | None) -> str | None:
+    """The headline of a finished run from its line; None if its files have to be asked."""
+    if line is None or run.schema_of(line["fingerprint"]) != SCHEMA:
+        return None
+    metrics = {name: float(line[name]) for name in run.chosen.recipe.metrics if line.get(name)}
+    return _headline(run, metrics) if metrics else None
+
+
 def _headline(run: Run, metrics: Mapping[str, float]) -> str:
     """The first figure that the run's task has measured."""
-    task = cast(type[Task], run.chosen.recipe.factory)
-    name = next(name for name in task.metrics if name in metrics)
+    name = next(name for name in run.chosen.recipe.metrics if name in metrics)
     return FIGURES[name].text(metrics[name])
 
 
@@ -113,35 +126,43 @@ _MARKS = {
 
 def status(table_names: Sequence[str], overrides: Sequence[str], output_dir: str, watch: bool) -> int:
     """Print rows by seeds with the state of each run, once or until Ctrl-C; 1 if a run has failed, else 0."""
-
     planned = _planned(table_names, overrides, output_dir)
+    finished = Finished(Path(output_dir))
     done: dict[str, RunState] = {}
 
-    def show() -> tuple[Grid, list[RunState]]:
-        states = [done.get(run.name) or RunState(row, run, *_state(run)) for row, run in planned]
-        done.update({one.run.name: one for one in states if one.state == "done"})  # which does not change any more
-        rows = [
-            (one.row.label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail) for one in states
-        ]
-        grid = make_grid(f"{', '.join(table_names)} in {Path(output_dir).resolve()}", ("row", "", "state", ""), rows)
-        counts = {state: sum(one.state == state for one in states) for state in _MARKS}
-        grid.caption = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-        grid.caption_justify = "left"
-        return grid, states
+    def states() -> list[RunState]:
+        now = [done.get(run.name) or RunState(row, run, *_state(run, finished)) for row, run in planned]
+        done.update({one.run.name: one for one in now if one.state == "done"})  # which does not change any more
+        return now
 
-    grid, states = show()
-    if not watch:
-        Console().print(grid)
+    first = states()
+    finished.save()
+    title = f"{', '.join(table_names)} in {Path(output_dir).resolve()}"
+    if watch:
+        _watch(title, first, states)
     else:
-        _watch(Console(), show)
-    return 1 if any(one.state == "failed" for one in states) else 0
+        Console().print(_grid(title, first))
+    return 1 if any(one.state == "failed" for one in first) else 0
 
 
-def _watch(console: Console, show: Callable[[], tuple[Grid, list[RunState]]]) -> None:
+def _grid(title: str, states: Sequence[RunState]) -> Grid:
+    rows = [(one.row.label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail) for one in states]
+    grid = make_grid(title, ("row", "", "state", ""), rows)
+    counts = {state: sum(one.state == state for one in states) for state in _MARKS}
+    grid.caption = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    grid.caption_justify = "left"
+    return grid
+
+
+def _watch(title: str, shown: list[RunState], states: Callable[[], list[RunState]]) -> None:
+    """Show the states until Ctrl-C, and draw them again only when one has changed: training needs the processor."""
     try:
-        with Live(show()[0], console=console, auto_refresh=False) as live:
+        with Live(_grid(title, shown), console=Console(), auto_refresh=False) as live:
             while True:
                 time.sleep(2)
-                live.update(show()[0], refresh=True)
+                now = states()
+                if [(one.state, one.detail) for one in now] != [(one.state, one.detail) for one in shown]:
+                    live.update(_grid(title, now), refresh=True)
+                    shown = now
     except KeyboardInterrupt:
         pass

@@ -8,18 +8,16 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from bam_exp.config import composing
 from bam_exp.files import clear_parts, write_atomically
 from bam_exp.reports import FORMATS
 from bam_exp.reports.answers import Answers
 from bam_exp.reports.assemble import Sources, make_report
-from bam_exp.reports.curves import curves_of
+from bam_exp.reports.drawn import drawn
 from bam_exp.reports.facts import row_facts
 from bam_exp.reports.html import html
 from bam_exp.reports.latex import latex
 from bam_exp.reports.lines import StoreIndex
 from bam_exp.reports.markdown import markdown
-from bam_exp.reports.plots import pictures_of, png, svg
 from bam_exp.reports.report import Cell, Report, ReportRow
 from bam_exp.reports.state import state_line, state_page
 from bam_exp.runs.store import collect
@@ -43,7 +41,7 @@ def main(
     """
     results = Path(output_dir) / "results"
     results.mkdir(parents=True, exist_ok=True)
-    with FileLock(results / ".lock"), composing():
+    with FileLock(results / ".lock"):
         clear_parts(results)
         store = collect(Path(output_dir))
         for reason in store.unusable:
@@ -82,15 +80,15 @@ def _write(report: Report, output_dir: Path, formats: Collection[str]) -> list[s
         f"{report.stem}.{ending}": text(report) for ending, text in writers.items() if ending in formats
     }
     if "html" in formats or "plots" in formats:
-        pictures = pictures_of(report, curves_of(report, output_dir))
+        pictures = drawn(report, output_dir)
         if "html" in formats:
             maps = results / "plots" / f"{report.stem}-maps.png"
             contents[f"{report.stem}.html"] = html(report, pictures, maps.read_bytes() if maps.is_file() else None)
         if "plots" in formats and pictures:
             (results / "plots").mkdir(exist_ok=True)
             for name, picture in pictures.items():
-                contents[f"plots/{report.stem}-{name}.png"] = png(picture)
-                contents[f"plots/{report.stem}-{name}.svg"] = svg(picture)
+                contents[f"plots/{report.stem}-{name}.png"] = picture.png
+                contents[f"plots/{report.stem}-{name}.svg"] = picture.svg
     for name, content in contents.items():
         write_atomically(results / name, content)
     return list(contents)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from bam_exp.errors import ConfigError
 from bam_exp.files import read_json, reason_of, write_atomically
-from bam_exp.machine.machine import Precision
+from bam_exp.machine.precision import Precision
 from bam_exp.runs.run import SCHEMA, Run, superseded
 
 BEGUN = "run.json"

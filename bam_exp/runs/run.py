@@ -10,12 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
-from bam_exp.build import build_on_meta
 from bam_exp.config import NAMED, Choice, Chosen
 from bam_exp.files import WEIGHTS
-from bam_exp.tables import Row
 
 SCHEMA = 2
 """Raised when the same config would give another number than before. It is part of every fingerprint, and of every checkpoint.
@@ -107,7 +103,9 @@ class Run:
     @cached_property
     def figures_from(self) -> Mapping[str, Any]:
         """Everything that can change the run's figures: the settings of the groups, the data, the schema."""
-        return {**self._first(), **{group: self.chosen.group(group).settings for group in NAMED}}
+        first = {"schema": SCHEMA, "seed": self.seed, "data_digest": self.data_digest}
+        weights = {} if self.weights_digest is None else {"weights": self.weights_digest}
+        return {**first, **weights, **{group: self.chosen.group(group).settings for group in NAMED}}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -117,17 +115,29 @@ class Run:
         """
         return self._fingerprint(SCHEMA)
 
-    def schema_of(self, fingerprint: str) -> int | None:
-        """The schema under which this run has a fingerprint; None if the fingerprint is that of other settings."""
-        return next((schema for schema in range(SCHEMA, 0, -1) if self._fingerprint(schema) == fingerprint), None)
+    def schema_of(self, fingerprint: str, seed: int | None = None) -> int | None:
+        """The schema under which this run has a fingerprint; None if the fingerprint is that of other settings.
 
-    def _fingerprint(self, schema: int) -> str:
-        identity = {**self._first(schema), **{group: self.chosen.group(group).identity for group in NAMED}}
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        Args:
+            seed: of the run, if not its own: many seeds are asked for when a store is read.
+        """
+        schemas = range(SCHEMA, 0, -1)
+        return next((schema for schema in schemas if self._fingerprint(schema, seed) == fingerprint), None)
 
-    def _first(self, schema: int = SCHEMA) -> dict[str, Any]:
-        first = {"schema": schema, "seed": self.seed, "data_digest": self.data_digest}
-        return first if self.weights_digest is None else {**first, "weights": self.weights_digest}
+    def _fingerprint(self, schema: int, seed: int | None = None) -> str:
+        before, after = self._identities[schema - 1]
+        return hashlib.sha256(f"{before}{self.seed if seed is None else seed}{after}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def _identities(self) -> Sequence[tuple[str, str]]:
+        """For each schema the JSON of what identifies the run, its keys sorted, before and after the number of the seed."""
+        parts: dict[str, Any] = {group: self.chosen.group(group).identity for group in NAMED}
+        after = "" if self.weights_digest is None else f', "weights": {json.dumps(self.weights_digest)}'
+        texts = []
+        for schema in range(1, SCHEMA + 1):
+            before = json.dumps({**parts, "data_digest": self.data_digest, "schema": schema}, sort_keys=True)
+            texts.append((f'{before[:-1]}, "seed": ', after + "}"))
+        return texts
 
 
 def superseded(run: Run, schema: int, precision: str) -> str | None:
@@ -135,16 +145,6 @@ def superseded(run: Run, schema: int, precision: str) -> str | None:
     if schema == 1 and run.chosen.attention.target == "bam_exp.attention.CBAM":
         return _CBAM
     return _BFLOAT16 if schema == 1 and precision == "bfloat16" else None
-
-
-def run_of(row: Row, seed: int, extra: Sequence[str] = ()) -> Run:
-    """The run of a table's row with one seed; `extra` overrides take precedence over the row.
-
-    Raises:
-        ConfigError: if it cannot be run.
-    """
-    chosen = row.chosen([*extra, f"seed={seed}"])
-    return Run.of(chosen, build_on_meta(chosen).data.digest)
 
 
 def as_override(value: object) -> str:
@@ -158,6 +158,8 @@ def as_override(value: object) -> str:
     if isinstance(value, str) and (
         not _PLAIN.fullmatch(value) or value.lower() in ("null", "true", "false", "nan", "inf")
     ):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
         return QuotedString(value, Quote.single).with_quotes()
     return str(value)
 

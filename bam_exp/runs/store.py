@@ -3,33 +3,20 @@
 import csv
 import io
 import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from bam_exp.config import NAMED
 from bam_exp.errors import ConfigError
 from bam_exp.files import reason_of, write_atomically
-from bam_exp.runs.folder import BEGUN, ERROR, RESULT, Begun, Failure, Result, read_file
+from bam_exp.runs.finished import Finished
+from bam_exp.runs.line import COLUMNS, MEASURED, Line, line_of, name_of
 from bam_exp.runs.run import Run, superseded
-from bam_exp.tasks import TASKS
 
-_METRICS = tuple(dict.fromkeys(name for task in TASKS.values() for name in task.metrics))
-_HARDWARE = ("device", "cpu", "threads", "precision")
-COLUMNS = (
-    *NAMED, "seed", *_METRICS, "params", "macs", *_HARDWARE, "seconds_per_epoch", "step_ms", "peak_memory_mib",
-    "torch", "commit", "dirty", "fingerprint", "start", "end", "command", "error",
-)  # fmt: skip
-"""The columns of results/runs.csv; the line of a failed run has its reason in `error` and no figures."""
+__all__ = ["COLUMNS", "Line", "Store", "collect", "lines_of", "name_of"]
 
 _REQUIRED = (*NAMED, "seed", "fingerprint", "command", "error")
-_NUMBERS = (*_METRICS, "params", "macs", "seconds_per_epoch", "step_ms", "peak_memory_mib")
-_SEED_FOLDER = re.compile(r"seed(\d+)")
-
-Line = dict[str, str]
-"""A line of the store: column to text."""
+_NUMBERS = (*MEASURED, "params", "macs", "seconds_per_epoch", "step_ms", "peak_memory_mib")
 
 
 class Store(list[Line]):
@@ -51,27 +38,24 @@ def collect(output_dir: Path, *, write: bool = True) -> Store:
         WriteError: if it cannot be written.
     """
     path = output_dir / "results" / "runs.csv"
-    lines = {_key(line): line for line in _read(path)} if path.is_file() else {}
+    lines = _read(path) if path.is_file() else {}
     unusable: list[str] = []
-    for folder in _run_folders(output_dir / "runs"):
+    finished = Finished(output_dir)
+    for name in finished.names():
         try:
-            line = _line(folder)
+            line = finished.line(name) or line_of(finished.runs / name)
         except ConfigError as error:
             unusable.append(str(error))
             continue
         if line is not None and not (line["error"] and _key(line) in lines):  # a failure never replaces figures
             lines[_key(line)] = line
+    finished.save()
     ordered = [lines[key] for key in sorted(lines)]
     if ordered and write:
         text = _text_of(ordered)
         if not path.is_file() or path.read_bytes() != text.encode():
             write_atomically(path, text)
     return Store(ordered, unusable)
-
-
-def name_of(line: Mapping[str, str]) -> str:
-    """The name of a line's run."""
-    return "/".join([*(line[group] for group in NAMED), f"seed{line['seed']}"])
 
 
 def lines_of(
@@ -85,10 +69,11 @@ def lines_of(
     standing: dict[str, tuple[int, Mapping[str, str], str | None]] = {}
     """The seed to the schema, line and reason of the newest version that has run it."""
     remarks: list[str] = []
+    names = run.names
     for line in runs:
-        if any(line[group] != run.names[group] for group in NAMED):
+        if any(line[group] != name for group, name in names.items()):
             continue
-        schema = run.with_seed(int(line["seed"])).schema_of(line["fingerprint"])
+        schema = run.schema_of(line["fingerprint"], int(line["seed"]))
         if schema is None:
             remarks.append(f"Stale, not in the table: {name_of(line)} was run with other settings than this version's.")
         elif line["error"]:
@@ -104,109 +89,56 @@ def lines_of(
     return [(line, None) for line, reason in lines if not reason], remarks
 
 
-def _read(path: Path) -> Iterator[Line]:
-    """The lines of a store, checked."""
+def _read(path: Path) -> dict[tuple[str, ...], Line]:
+    """The lines of a store by their keys, checked."""
     advice = "restore the file, for example from git"
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))
-        rows = list(reader)
+        rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")) if row]
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path}: not a table of runs ({error}); {advice}") from error
-    if missing := [column for column in _REQUIRED if column not in (reader.fieldnames or ())]:
+    head = rows[0] if rows else []
+    if missing := [column for column in _REQUIRED if column not in head]:
         raise ConfigError(f"{path}: not a table of runs (no column {missing[0]}); {advice}")
-    seen: set[tuple[str, ...]] = set()
-    for number, row in enumerate(rows, start=2):
-        if wrong := _fault(row):
+    absent = dict.fromkeys(COLUMNS, "")
+    lines: dict[tuple[str, ...], Line] = {}
+    for number, row in enumerate(rows[1:], start=2):
+        line = {**absent, **dict(zip(head, row, strict=False))}
+        if wrong := _fault(line, len(row) - len(head)):
             raise ConfigError(f"{path}, line {number}: {wrong}; {advice}")
-        line = {column: row.get(column) or "" for column in COLUMNS}
-        if _key(line) in seen:
+        key = _key(line)
+        if key in lines:
             raise ConfigError(f"{path}, line {number}: {name_of(line)} occurs twice; {advice}")
-        seen.add(_key(line))
-        yield line
+        lines[key] = line if len(line) == len(COLUMNS) else {column: line[column] for column in COLUMNS}
+    return lines
 
 
-def _fault(row: Mapping[Any, Any]) -> str | None:
-    """The first fault in a line of the store, or None."""
-    if None in row or any(value is None for value in row.values()):
-        return f"has {'more' if None in row else 'fewer'} cells than the head has columns"
-    if not re.fullmatch(r"\d+", row["seed"]):
-        return f"seed={row['seed']}: should be a whole number"
+def _fault(line: Line, excess: int) -> str | None:
+    """The first fault in a line of the store, which has so many cells too many, or None."""
+    if excess:
+        return f"has {'more' if excess > 0 else 'fewer'} cells than the head has columns"
+    if not line["seed"].isdecimal():
+        return f"seed={line['seed']}: should be a whole number"
     for column in _NUMBERS:
-        if value := row.get(column):
+        if value := line[column]:
             try:
                 if not math.isfinite(float(value)):
                     raise ValueError
             except ValueError:
                 return f"{column}={value}: should be a number"
-    if empty := [column for column in (*NAMED, "fingerprint") if not row[column]]:
+    if empty := [column for column in (*NAMED, "fingerprint") if not line[column]]:
         return f"{empty[0]} is empty"
     return None
 
 
-def _text_of(lines: list[Line]) -> str:
+def _text_of(lines: Sequence[Line]) -> str:
     file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([line.values() for line in lines])
     return file.getvalue()
-
-
-def _run_folders(runs: Path) -> list[Path]:
-    """The folders of runs that are finished or have failed; copies beside them, as `seed0.bak`, do not count."""
-    pattern = "*/" * len(NAMED) + "seed*/"
-    files = [file for name in (RESULT, ERROR) for file in runs.glob(pattern + name)]
-    return sorted({file.parent for file in files if _SEED_FOLDER.fullmatch(file.parent.name)})
 
 
 def _key(line: Mapping[str, str]) -> tuple[str, ...]:
     return (*(line[group] for group in NAMED), f"{int(line['seed']):010}", line["fingerprint"])
-
-
-def _line(folder: Path) -> Line | None:
-    """The line of a run's folder; None if the run is neither finished nor failed.
-
-    Raises:
-        ConfigError: if a file of the folder is damaged.
-    """
-    if (folder / RESULT).is_file():
-        content = read_file(folder / RESULT, Result)[1]
-    elif (folder / BEGUN).is_file() and (folder / ERROR).is_file():
-        content = {**read_file(folder / BEGUN, Begun)[1], "error": read_file(folder / ERROR, Failure)[0].reason}
-    else:
-        return None
-    names = dict(zip((*NAMED, "seed"), folder.parts[-5:], strict=True))
-    flat: dict[str, Any] = {
-        **content,
-        **content.get("metrics", {}),
-        **content.get("hardware", {}),
-        "torch": content.get("versions", {}).get("torch"),
-        "step_ms": _step_ms(content.get("times")),
-        **names,
-        "seed": names["seed"].removeprefix("seed"),
-    }
-    return {column: _text(flat.get(column)) for column in COLUMNS}
-
-
-def _step_ms(times: object) -> float | None:
-    """Median milliseconds of a training step over the epochs of a run, without the first step of each process."""
-    warm = []
-    for epoch in times if isinstance(times, list) else []:
-        mean = _positive(epoch, "step_ms")
-        seconds, first = _positive(epoch, "train_seconds"), _positive(epoch, "first_step_ms")
-        if mean and first and seconds:
-            steps = round(1000 * seconds / mean)
-            warm += [(1000 * seconds - first) / (steps - 1)] if steps > 1 else []
-        elif mean:
-            warm.append(mean)
-    return round(median(warm), 3) if warm else None
-
-
-def _positive(epoch: object, key: str) -> float | None:
-    value = epoch.get(key) if isinstance(epoch, dict) else None
-    return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else repr(value) if isinstance(value, float) else str(value)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from bam_exp.processes import PARENT, SWEEP
 from bam_exp.runs.folder import clear_failure, is_done, record_failure
 from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
+from bam_exp.sweeps.forked import Forked, start
 
 SLURM_ENDS_S = 600
 """Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
@@ -43,11 +43,10 @@ def train_in_child(run: Run, machine: Machine) -> None:
     except ValueError as error:
         record_failure(run, one_line(error))
         return
-    # -P: a folder called bam_exp in the current folder is not the package.
-    command = [sys.executable, "-P", "-m", "bam_exp", *search_path(), *run.full_overrides]
     environment = {WORKERS: str(_workers(machine)), **os.environ, PARENT: str(os.getpid())}
-    # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once.
-    child = subprocess.Popen(command, start_new_session=True, env=environment)
+    # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once. A job of SLURM is one run.
+    several = "SUBMITIT_EXECUTOR" not in os.environ
+    child = start([*search_path(), *run.full_overrides], environment, forked=several)
     limit, reason = machine.time_limit_minutes, None
     try:
         with _signals_passed_on(child) as received:
@@ -90,7 +89,7 @@ def _reason_of(code: int) -> str | None:
     return None
 
 
-def _wait(child: "subprocess.Popen[bytes]", limit: float | None) -> int:
+def _wait(child: "Forked | subprocess.Popen[bytes]", limit: float | None) -> int:
     """The exit code of the child. If the parent sweep has exited (joblib workers outlive it), terminate the child.
 
     Raises:
@@ -109,7 +108,7 @@ def _wait(child: "subprocess.Popen[bytes]", limit: float | None) -> int:
 
 
 @contextmanager
-def _signals_passed_on(child: "subprocess.Popen[bytes]") -> Iterator[list[int]]:
+def _signals_passed_on(child: "Forked | subprocess.Popen[bytes]") -> Iterator[list[int]]:
     """Pass SIGINT, SIGTERM and SIGHUP on to the child; yields the list of those that arrived."""
     received: list[int] = []
 

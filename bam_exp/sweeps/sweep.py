@@ -10,21 +10,24 @@ from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from bam_exp.build import build_on_meta, check_shares, make_machine
 from bam_exp.config import Chosen, parse_overrides, swept_values
 from bam_exp.console import say
+from bam_exp.data.dataset import DataSet
 from bam_exp.durations import duration
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import reason_of
 from bam_exp.machine.world import World
 from bam_exp.processes import PLACE, SWEEP
-from bam_exp.runs.folder import failure_of, has_checkpoint, is_done, result_of
+from bam_exp.runs.folder import RESULT, failure_of, has_checkpoint, is_done, result_of
 from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
 from bam_exp.sweeps.slurm import lost_jobs_recorded
@@ -41,6 +44,8 @@ class Sweep(Callback):
         """The runs by name."""
         self.jobs: list[Run] = []
         """The run of each job; several jobs may have the same run."""
+        self.results: list[str] = []
+        """The path of the result of each job."""
         self.held = ExitStack()
         self.started = 0.0
         """The time at which the first job could start, in seconds since 1970."""
@@ -58,7 +63,11 @@ class Sweep(Callback):
             self._check_jobs(config)
             _make_folder(config)
             Sweep.active = self
-            self.started, self.done_before = time.time(), (done := self._done())
+            # Hydra would compose every job once more, to see whether it can be composed: a tenth of a second for each.
+            self.held.enter_context(mock.patch.object(Sweeper, "validate_batch_is_legal"))
+            done = sum(is_done(run) for run in self.runs.values())
+            self.results = [str(run.folder / RESULT) for run in self.jobs]
+            self.started, self.done_before = time.time(), self._count(0)
             say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
             if done == len(self.runs):
                 say("nothing left to run", sys.stdout)
@@ -82,31 +91,39 @@ class Sweep(Callback):
 
     def _time_to_go(self, number: int) -> str:
         """The time that the jobs from this number on take, by the pace of the runs that this sweep has finished."""
-        finished = self._done() - self.done_before
-        left = {run.name for run in self.jobs[number:] if not is_done(run)}
-        seconds = (time.time() - self.started) / max(1, finished) * len(left)
+        finished = self._count(0) - self.done_before
+        left = len(set(self.results[number:])) - self._count(number)
+        seconds = (time.time() - self.started) / max(1, finished) * left
         return f", about {duration(seconds)} to go" if finished else ""
 
-    def _done(self) -> int:
-        return sum(is_done(run) for run in self.runs.values())
+    def _count(self, first: int) -> int:
+        """The number of runs that have a result, of those of the jobs from the number `first` on."""
+        return sum(map(os.path.isfile, set(self.results[first:])))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to the workers of a launcher: everything but what is held in this process."""
+        return {**self.__dict__, "held": ExitStack()}
 
     def _check_jobs(self, master: DictConfig) -> None:
         remote = master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm"  # its nodes may have GPUs
         prepared: set[str] = set()
-        for cfg in _jobs(master):
-            chosen = Chosen.of(cfg, cfg.hydra.runtime.choices)
-            parts, machine = build_on_meta(chosen), make_machine(chosen)
-            run = Run.of(chosen, parts.data.digest)
+        checked: dict[tuple[str, ...], tuple[Run, DataSet]] = {}
+        for key, chosen in _jobs(master):
+            if key not in checked:
+                parts, machine = build_on_meta(chosen), make_machine(chosen)
+                if not remote:
+                    machine.check_device()
+                if not remote or machine.devices != "auto":
+                    check_shares(parts, machine)
+                checked[key] = Run.of(chosen, parts.data.digest), parts.data
+            first, data = checked[key]
+            run = first.with_seed(chosen.seed)
             self.jobs.append(run)
-            if not remote:
-                machine.check_device()
-            if not remote or machine.devices != "auto":
-                check_shares(parts, machine)
             if run.name in self.runs:
                 continue
             self.runs[run.name] = run
             if result_of(run) is None and run.names["data"] not in prepared:
-                parts.data.prepare()
+                data.prepare()
                 prepared.add(run.names["data"])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -199,11 +216,33 @@ def _typed(master: DictConfig) -> list[str]:
     return overrides
 
 
-def _jobs(master: DictConfig) -> Iterator[DictConfig]:
-    """The config of each job: the product of the values of all overrides, of which the last for a key counts."""
+def _jobs(master: DictConfig) -> Iterator[tuple[tuple[str, ...], Chosen]]:
+    """What each job chooses: the product of the values of all overrides, of which the last for a key counts.
+
+    Before it stands a key that is the same for jobs that differ by their seed only, of which one is composed and to be checked.
+    """
     loader = GlobalHydra.instance().config_loader()
     words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()]
     overrides = parse_overrides([*words, *_typed(master)], loader)
     values = {override.get_key_element(): swept_values(override) for override in overrides}
+    composed: dict[tuple[str, ...], Chosen] = {}
     for job in product(*values.values()):
-        yield loader.load_sweep_config(master, [f"{key}={value}" for key, value in zip(values, job, strict=True)])
+        words = {key: f"{key}={value}" for key, value in zip(values, job, strict=True)}
+        seed = words.pop("seed", "").removeprefix("seed=")
+        apart_from_seed = tuple(words.values())
+        if apart_from_seed in composed and seed.isdecimal() and seed == str(int(seed)) and int(seed) < 2**31:
+            yield apart_from_seed, composed[apart_from_seed].with_seed(int(seed))
+            continue
+        cfg = loader.load_sweep_config(master, [*apart_from_seed, *([f"seed={seed}"] if seed else [])])
+        chosen = Chosen.of(cfg, cfg.hydra.runtime.choices)
+        if _interpolates(cfg):  # perhaps the seed
+            yield (*apart_from_seed, seed), chosen
+        else:
+            composed[apart_from_seed] = chosen
+            yield apart_from_seed, chosen
+
+
+def _interpolates(cfg: DictConfig) -> bool:
+    """Return whether a value outside Hydra's own settings refers to another."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return "${" in OmegaConf.to_yaml(own, resolve=False)

@@ -1,18 +1,18 @@
 """Registering tables with Hydra: `+row/<table>=<row>` and `+experiment=<table>`."""
 
 from collections.abc import Sequence
-from typing import Any
-
-from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.types import Override
+from typing import TYPE_CHECKING, Any
 
 from bam_exp.config import GROUPS, nearest, swept_values
 from bam_exp.errors import ConfigError
 from bam_exp.tables.read import load_table, table_names
 from bam_exp.tables.table import Row
 
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
 
-def register(overrides: Sequence[Override] = (), tables: Sequence[str] = ()) -> None:
+
+def register(overrides: "Sequence[Override]" = (), tables: Sequence[str] = ()) -> None:
     """Put rows (`+row/<table>=<row>`) and tables (`+experiment=<table>`) into Hydra's ConfigStore.
 
     An experiment sweeps over the rows and the seeds of its table, unless the overrides set seeds. Only the tables that
@@ -21,13 +21,15 @@ def register(overrides: Sequence[Override] = (), tables: Sequence[str] = ()) -> 
     Raises:
         ConfigError: if an override names a table that does not exist.
     """
-    named = dict.fromkeys([*tables, *_named_by(overrides)])
+    from hydra.core.config_store import ConfigStore
+
+    named = dict.fromkeys([*tables, *named_by(overrides)])
     own_seeds = any(override.key_or_group == "seed" for override in overrides)
     store = ConfigStore.instance()
     for name in named or table_names():
         table = load_table(name)
         for row in table.rows:
-            store.store(group=f"row/{name}", name=row.name, node=_node(row), package="_global_")
+            register_row(row)
         params = {f"+row/{name}": ",".join(row.name for row in table.rows)}
         if not own_seeds:
             params["seed"] = ",".join(str(seed) for seed in table.seeds)
@@ -35,7 +37,14 @@ def register(overrides: Sequence[Override] = (), tables: Sequence[str] = ()) -> 
         store.store(group="experiment", name=name, node=node, package="_global_")
 
 
-def _named_by(overrides: Sequence[Override]) -> list[str]:
+def register_row(row: Row) -> None:
+    """Put one row (`+row/<table>=<row>`) into Hydra's ConfigStore."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(group=f"row/{row.table}", name=row.name, node=_node(row), package="_global_")
+
+
+def named_by(overrides: "Sequence[Override]") -> list[str]:
     """The tables that overrides name."""
     named = []
     for override in overrides:

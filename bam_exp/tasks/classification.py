@@ -8,6 +8,7 @@ from torch import nn
 
 from bam_exp.data.dataset import DataSet
 from bam_exp.detectors import Detector
+from bam_exp.figures import METRICS
 from bam_exp.schema import checked
 from bam_exp.tasks.task import Task, one_cycle
 
@@ -41,9 +42,7 @@ class Classification(Task):
     """
 
     headline = "top1_error"
-    metrics: ClassVar[tuple[str, ...]] = (
-        "top1_error", "top5_error", "test_loss", "train_loss", "best_top1_error", "best_epoch", "test_images",
-    )  # fmt: skip
+    metrics: ClassVar[tuple[str, ...]] = METRICS["classification"]
 
     @checked
     def __init__(

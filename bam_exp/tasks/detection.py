@@ -11,6 +11,7 @@ from torch import nn
 from bam_exp.data.boxed_set import DetectionSet
 from bam_exp.data.dataset import DataSet
 from bam_exp.detectors import Detector
+from bam_exp.figures import METRICS
 from bam_exp.schema import checked
 from bam_exp.tasks.task import Task, one_cycle
 
@@ -46,9 +47,7 @@ class Detection(Task):
     """
 
     data: DetectionSet
-    metrics: ClassVar[tuple[str, ...]] = (
-        "map", "map50", "map75", "train_loss", "best_map", "best_map50", "best_epoch", "test_images",
-    )  # fmt: skip
+    metrics: ClassVar[tuple[str, ...]] = METRICS["detection"]
 
     @checked
     def __init__(

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from bam_exp.console import say
 from bam_exp.machine import Machine, ranks
-from bam_exp.machine.machine import Precision
+from bam_exp.machine.precision import Precision
 from bam_exp.runs.folder import precision_begun
 from bam_exp.runs.run import Run
 

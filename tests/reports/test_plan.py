@@ -127,10 +127,11 @@ def test_a_budget_without_a_unit_is_refused(bam_tables: Command) -> None:
 def test_measuring_times_the_real_command_and_leaves_no_run_behind(tmp_path: Path) -> None:
     """After it, the plan of the same network, on more images and for more epochs, is a measured one."""
     from bam_exp.reports.cost import Costs, Work
-    from bam_exp.reports.counts import row_cost
+    from bam_exp.reports.counts import count
     from bam_exp.reports.measure import measure, measured_lines
     from bam_exp.reports.plan import device_of
     from bam_exp.runs import run_of
+    from bam_exp.runs.rows import data_sizes
     from bam_exp.tables import load_table
 
     row = load_table("demo").rows[0]
@@ -143,7 +144,7 @@ def test_measuring_times_the_real_command_and_leaves_no_run_behind(tmp_path: Pat
 
     extra = ["recipe.batch_size=32", "trainer.threads=1", "trainer.device=cpu"]
     run = run_of(row, 0, extra)
-    work = Work.of(run, *row_cost(row, extra))
+    work = Work.of(run, count(run.chosen, {}, {}), *data_sizes(run.chosen))
     estimate = Costs([line], device_of(run)).estimate(work)
     assert (work.network, estimate.source) == (network, "measured")
     assert estimate.seconds == pytest.approx((work.train_steps + work.test_steps / 3) * float(line["step_ms"]) / 1000)
@@ -154,10 +155,10 @@ def test_after_runs_of_two_steps_a_plan_is_within_half_of_an_epoch(
 ) -> None:
     """Both are measured by the time of this process, which other processes of the machine do not lengthen much."""
     from bam_exp.reports.cost import Costs, Work, disk
-    from bam_exp.reports.counts import row_cost
+    from bam_exp.reports.counts import count
     from bam_exp.reports.plan import device_of
+    from bam_exp.runs.rows import data_sizes
     from bam_exp.runs.store import collect
-    from bam_exp.tables import load_table
     from bam_exp.training.train import train
 
     monkeypatch.setattr("bam_exp.training.timing.time", SimpleNamespace(monotonic=time.process_time))
@@ -166,9 +167,8 @@ def test_after_runs_of_two_steps_a_plan_is_within_half_of_an_epoch(
     words = ["+row/demo=baseline", f"output_dir={tmp_path}", *extra]
     for seed in (1, 2, 3):
         train(*ready(*words, f"seed={seed}", "recipe.max_steps=2"))
-    [row, *_] = load_table("demo").rows
     run, parts, machine = ready(*words)
-    cost, *sizes = row_cost(row, extra)
+    cost, sizes = count(run.chosen, {}, {}), data_sizes(run.chosen)
     estimate = Costs(collect(tmp_path, write=False), device_of(run)).estimate(Work.of(run, cost, *sizes))
     ended = bam_tables("plan", "demo", "seed=0", *extra)
     assert f"  {duration(estimate.seconds)} " in ended.out

@@ -8,7 +8,6 @@ import time
 import zipfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from bam_exp.data.photos.crops import decoded, read
 from bam_exp.errors import DataError
+from bam_exp.files import cache_file, write_cache
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 """File name extensions of photos, in any case."""
@@ -87,7 +87,7 @@ class Photos:
         Damage inside a file goes unnoticed. What has passed is not read again: a process remembers it, and for large
         folders the cache does. Raises DataError.
         """
-        passed = _cache_file(f"passed-{self.digest}") if len(self) >= CACHED_FROM else None
+        passed = cache_file(f"passed-{self.digest}") if len(self) >= CACHED_FROM else None
         if (self.folder, self.digest) in _checked or (passed is not None and passed.is_file()):
             return
         if len(self) >= CACHED_FROM:
@@ -100,7 +100,7 @@ class Photos:
             raise DataError(f"{broken[0]}{more}; replace what is damaged, or set data.broken=skip to leave it out")
         _checked.add((self.folder, self.digest))
         if passed is not None:
-            _write_cache(passed, Path.touch)
+            write_cache(passed, Path.touch)
 
     def _broken(self, indices: range) -> list[str]:
         """One line for each of these photos that is broken."""
@@ -141,7 +141,7 @@ def photos_in(folder: Path) -> Photos | None:
 def _cached(folder: Path, classes: tuple[tuple[str, int], ...]) -> Photos:
     """Return the listing of a folder with these classes and modification times, from the cache if it has it."""
     stamp = hashlib.sha256(repr((str(folder), classes)).encode()).hexdigest()
-    file = _cache_file(f"photos-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz")
+    file = cache_file(f"photos-{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}.npz")
     names = [name for name, _ in classes]
     if file is not None:
         try:
@@ -152,7 +152,7 @@ def _cached(folder: Path, classes: tuple[tuple[str, int], ...]) -> Photos:
             pass  # There is no such file yet, or it is damaged: list the folder again.
     photos = _listed(folder, names)
     if file is not None and len(photos) >= CACHED_FROM:
-        _write_cache(file, _writer(stamp=np.array(stamp), names=photos.names, labels=photos.labels, sizes=photos.sizes))
+        write_cache(file, _writer(stamp=np.array(stamp), names=photos.names, labels=photos.labels, sizes=photos.sizes))
     return photos
 
 
@@ -207,25 +207,3 @@ def _begins_and_ends_as_a_jpeg(path: Path) -> bool:
             return begin == b"\xff\xd8\xff" and b"\xff\xd9" in file.read(64)
     except OSError:
         return False
-
-
-def _cache_file(name: str) -> Path | None:
-    """Path of a file in the cache; None for a user without a home folder."""
-    if folder := os.environ.get("XDG_CACHE_HOME"):
-        return Path(folder, "bam_exp", name)
-    try:
-        return Path.home() / ".cache" / "bam_exp" / name
-    except RuntimeError:
-        return None
-
-
-def _write_cache(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file that saves time later; a folder that cannot be written is no error."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
-        part.replace(path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
