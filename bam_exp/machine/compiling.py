@@ -37,8 +37,8 @@ def compile_network(
     import torch._inductor.config as inductor
     from torch._dynamo.exc import TorchDynamoException  # takes two seconds
 
-    if WORKERS not in os.environ:
-        inductor.compile_threads = min(cores_per_process(), inductor.compile_threads or 1)
+    # PyTorch reads the variable when it is imported, which the process that a run is forked from has done.
+    inductor.compile_threads = int(os.environ.get(WORKERS) or min(cores_per_process(), 32))
     eager, sizes, said = network.forward, {True: set(train_sizes), False: set(test_sizes)}, False
     compiled = torch.compile(eager, dynamic=False, mode=None if mode == "on" else mode)
 

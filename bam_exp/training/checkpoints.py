@@ -125,10 +125,12 @@ class Checkpoints(CheckpointIO):
         return sorted(paths, key=lambda path: (path.name[:19], path.stat().st_mtime_ns), reverse=True)
 
 
-def _reason(error: OSError | RuntimeError, folder: Path) -> str:
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    # torch.save reports a full disk as a RuntimeError about positions in its archive.
+def _reason(error: BaseException, folder: Path) -> str:
+    cause: BaseException | None = error
+    while cause is not None:  # torch.save reports a failed write as a RuntimeError about positions in its archive
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
     return "no space left on device" if shutil.disk_usage(folder).free < 2**24 else " ".join(str(error).split())
 
 

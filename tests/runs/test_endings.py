@@ -68,7 +68,10 @@ def in_terminal(folder: Path, *words: str, stop: bytes | None, signal_number: in
         if stop is not None and not sent and stop in output:
             os.killpg(process.pid, signal_number)
             sent = True
-    return process.wait(timeout=60), output
+    try:
+        return process.wait(timeout=60), output
+    finally:
+        process.kill()
 
 
 def gives_the_cursor_back(output: bytes) -> bool:

@@ -12,8 +12,8 @@ from conftest import TINY
 
 from .cluster import Cluster, Unavailable, cluster
 
-RUN = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=8")
-"""Overrides of a run that lasts some seconds: time to disturb it in."""
+RUN = (*(word for word in TINY if "epochs" not in word), "recipe.epochs=8", "trainer.checkpoint_minutes=0.005")
+"""Overrides of a run that lasts some seconds, and saves often: time to disturb it in."""
 
 
 @pytest.fixture(scope="session")

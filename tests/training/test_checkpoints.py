@@ -1,5 +1,7 @@
 """Checkpoints: what was written is what is read, damage is found, an older generation stands in, a failed write loses nothing."""
 
+import errno
+import io
 import os
 import random
 import threading
@@ -105,6 +107,28 @@ def test_a_failed_write_is_one_line_and_loses_nothing(tmp_path: Path, monkeypatc
         checkpoints.save_checkpoint(content(2), tmp_path)
     assert "\n" not in str(raised.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_single_failed_write_is_reported_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After one failed write torch.save goes on, and reports positions in its archive that do not fit."""
+
+    class Failing(io.RawIOBase):
+        writes = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            self.writes += 1
+            if self.writes == 1:
+                raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+            return len(data)
+
+    original = torch.save
+    monkeypatch.setattr(torch, "save", lambda content, _: original(content, io.BufferedWriter(Failing())))
+    with pytest.raises(CheckpointError, match=os.strerror(errno.EDQUOT)):
+        Checkpoints(tmp_path).save_checkpoint(content(1), tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_write_that_fails_keeps_the_old_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
