@@ -185,7 +185,7 @@ def _announced(code: Path, seeds: int, cache: Path) -> Cost:
     )
     with tempfile.TemporaryDirectory() as folder:
         child = _begun(code, "bam_exp", words, Path(folder), cache)
-        while child.poll() is None and not Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().strip():
+        while child.poll() is None and not _has_begun_a_run(child.pid):
             time.sleep(0.05)
         cost = Cost(
             _cpu_seconds(child.pid), int(Path(f"/proc/{child.pid}/statm").read_text().split()[1]) * 4096 / 2**20
@@ -193,3 +193,15 @@ def _announced(code: Path, seeds: int, cache: Path) -> Cost:
         child.terminate()
         child.communicate()
     return cost
+
+
+def _has_begun_a_run(pid: int) -> bool:
+    """Return whether a sweep has started a process of bam_exp; PyTorch starts others while it is imported."""
+    try:
+        own, *others = (
+            Path(f"/proc/{process}/cmdline").read_bytes()
+            for process in (pid, *Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        )
+    except OSError:  # one of them has just ended
+        return False
+    return any(b"bam_exp" in command and command != own for command in others)

@@ -39,6 +39,7 @@ def collect(output_dir: Path, *, write: bool = True) -> Store:
     """
     path = output_dir / "results" / "runs.csv"
     lines = _read(path) if path.is_file() else {}
+    stored = list(lines.values())
     unusable: list[str] = []
     finished = Finished(output_dir)
     for name in finished.names():
@@ -51,10 +52,8 @@ def collect(output_dir: Path, *, write: bool = True) -> Store:
             lines[_key(line)] = line
     finished.save()
     ordered = [lines[key] for key in sorted(lines)]
-    if ordered and write:
-        text = _text_of(ordered)
-        if not path.is_file() or path.read_bytes() != text.encode():
-            write_atomically(path, text)
+    if write and ordered != stored:  # a file of an earlier version stays as it is until there is something new
+        write_atomically(path, _text_of(ordered))
     return Store(ordered, unusable)
 
 

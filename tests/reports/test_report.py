@@ -116,6 +116,7 @@ def test_the_committed_tables_come_out_of_the_committed_store(bam_tables: Comman
     shutil.copy(RESULTS / "runs.csv", tmp_path / "results")
     shutil.copy(RESULTS / "plots/demo-maps.png", tmp_path / "results/plots")
     assert bam_tables("report", name).code == 0
+    assert (tmp_path / "results" / "runs.csv").read_bytes() == (RESULTS / "runs.csv").read_bytes()
     for kind in (".md", ".csv", ".tex"):
         assert (tmp_path / "results" / f"{name}{kind}").read_bytes() == (RESULTS / f"{name}{kind}").read_bytes()
     pages = [(folder / f"{name}.html").read_text() for folder in (tmp_path / "results", RESULTS)]
