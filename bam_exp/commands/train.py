@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bam_exp import __version__, config, tables
 from bam_exp.commands.environment import flags_and_overrides, use_environment, value_of
@@ -161,7 +161,8 @@ def _help() -> str:
     """The help of conf/config.yaml as Hydra prints it, without composing a config."""
     from omegaconf import OmegaConf
 
-    text: str = OmegaConf.create(config.read_yaml(config.config_dir() / "config.yaml")).hydra.help.template
+    content: Any = config.read_yaml(config.config_dir() / "config.yaml")
+    text: str = OmegaConf.create(content).hydra.help.template
     return text
 
 

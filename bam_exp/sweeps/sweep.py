@@ -227,9 +227,9 @@ def _jobs(master: DictConfig) -> Iterator[tuple[tuple[str, ...], Chosen]]:
     values = {override.get_key_element(): swept_values(override) for override in overrides}
     composed: dict[tuple[str, ...], Chosen] = {}
     for job in product(*values.values()):
-        words = {key: f"{key}={value}" for key, value in zip(values, job, strict=True)}
-        seed = words.pop("seed", "").removeprefix("seed=")
-        apart_from_seed = tuple(words.values())
+        job_words = {key: f"{key}={value}" for key, value in zip(values, job, strict=True)}
+        seed = job_words.pop("seed", "").removeprefix("seed=")
+        apart_from_seed = tuple(job_words.values())
         if apart_from_seed in composed and seed.isdecimal() and seed == str(int(seed)) and int(seed) < 2**31:
             yield apart_from_seed, composed[apart_from_seed].with_seed(int(seed))
             continue
