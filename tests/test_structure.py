@@ -49,7 +49,8 @@ READERS = ("commands/", "doctor/", "machine/", "sweeps/", "processes.py", "cpu.p
 """Where the environment and the command line are read. Sweeps hand their environment on to the processes they start."""
 FOREIGN = {
     "weights/checkpoint.py": ["os.environ"],  # keeps a variable of PyTorch from having a file executed
-    "data/photos/folder.py": ["os.environ"],  # XDG_CACHE_HOME, where a user's caches are
+    "files.py": ["os.environ"],  # XDG_CACHE_HOME, where a user's caches are
+    "bench/store.py": ["os.environ"],  # the environment of the commands that it measures
 }
 
 

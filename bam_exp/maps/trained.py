@@ -122,7 +122,7 @@ def load_run(folder: Path, data_root: Path) -> Trained:
         ) from missing
     machine = {"_target_": "bam_exp.machine.Machine"}
     config = {**groups, "trainer": machine, "seed": seed, "data_root": str(data_root), "output_dir": "."}
-    chosen = Chosen.of(OmegaConf.create(config), {**dict.fromkeys(NAMED, "of the run"), "trainer": "default"})
+    chosen = Chosen.of(OmegaConf.create(config), {**dict.fromkeys(NAMED, "of_the_run"), "trainer": "default"})
     if chosen.recipe.factory is not Classification:
         raise ConfigError(f"{folder}: maps are drawn of classifiers, and this is a run of {chosen.recipe.target}")
     data, network, _ = build(chosen)

@@ -46,7 +46,9 @@ class Curves(TensorBoardLogger):
         """Write no hparams.yaml: result.json has the config."""
 
     def finalize(self, status: str) -> None:
-        """Do nothing: Lightning calls this before the final figures are logged."""
+        """Close the file of a run that failed. After a training that did not, the final figures are still to come."""
+        if status != "success" and self._experiment is not None:
+            self._experiment.close()
 
     def describe(self, run: Run) -> None:
         """Write the command and the resolved config as text."""

@@ -103,9 +103,10 @@ class Progress(pl.Callback):
             f"{place() or '  '}epoch {epoch:{len(str(epochs))}}/{epochs}  loss {figures['train/loss']:.3f}{error}"
             f"  {duration(self.timing.seconds[-1])}"
         )
-        speed = f" ({self.timing.times[-1]['step_ms']:.0f} ms a step{waited})"
+        step = f"{self.timing.times[-1]['step_ms']:.0f} ms a step"
         rest = skipped + (f"  {duration(to_go)} to go" if to_go else "")
-        self._say(begin + (speed if len(begin + speed + rest) <= WIDTH else "") + rest)
+        speeds = (f" ({step}{waited})", f" ({step})", "")
+        self._say(next(line for speed in speeds if len(line := begin + speed + rest) <= WIDTH or not speed))
         write_progress(Path(trainer.default_root_dir), epoch, epochs, to_go)
 
     def _log_times(self, trainer: pl.Trainer, epoch: int) -> None:

@@ -117,5 +117,5 @@ def test_a_folder_of_another_fingerprint_is_refused(bam_train: Command, tmp_path
     result.write_text(json.dumps(content))
     ended = bam_train(*TINY)
     assert ended.code == 2
-    assert "recipe.lr was 0.2, now 0.05" in ended.err
+    assert "recipe.lr was 0.2, now 0.1" in ended.err
     assert json.loads(result.read_text()) == content

@@ -44,7 +44,7 @@ def test_a_config_of_the_users_own_holds_in_every_job(tmp_path: Path) -> None:
 
 
 def test_an_interpolation_is_resolved_by_each_job(tmp_path: Path) -> None:
-    ended = bam_train_process(tmp_path, "-m", *FAST, "recipe.lr=0.1,0.2", "recipe.weight_decay=${recipe.lr}")
+    ended = bam_train_process(tmp_path, "-m", *FAST, "recipe.lr=0.2,0.3", "recipe.weight_decay=${recipe.lr}")
     assert ended.code == 0, ended.err
     assert "run 1 of 2\n" in ended.out
     assert re.search(r"^run 2 of 2, about \d+ (s|min) to go$", ended.out, re.MULTILINE)
@@ -52,8 +52,8 @@ def test_an_interpolation_is_resolved_by_each_job(tmp_path: Path) -> None:
     assert [line.split("]")[0] for line in epochs] == ["[1/2", "[2/2"]
     assert all(len(line) <= 80 for line in epochs)
     assert {name.split("/")[3].split("-lr")[1] for name in names(tmp_path)} == {
-        "0.1-weight_decay0.1",
         "0.2-weight_decay0.2",
+        "0.3-weight_decay0.3",
     }
 
 

@@ -137,15 +137,17 @@ def test_a_folder_that_cannot_be_written_is_one_line(bam_train: Command, tmp_pat
 
 
 def test_a_job_knows_its_place_and_the_sweep_its_time_to_go(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two runs was done before; the first job took a minute, so three more take three."""
-    done = {"before", "first"}
-    monkeypatch.setattr("bam_exp.sweeps.sweep.is_done", lambda run: run.name in done)
+    monkeypatch.setattr("bam_exp.sweeps.sweep.is_done", lambda run: run.name in ("before", "first"))
     monkeypatch.setenv(PLACE, "")
     callback = Sweep()
     callback.jobs = [SimpleNamespace(name=name) for name in ("before", "first", "second", "third", "fourth")]
     callback.runs = {run.name: run for run in callback.jobs}
+    callback.results = [str(tmp_path / run.name) for run in callback.jobs]
+    for done in ("before", "first"):
+        (tmp_path / done).touch()
     callback.started, callback.done_before = time.time() - 60, 1
     callback.on_job_start(OmegaConf.create({"hydra": {"job": {"num": 2}, "runtime": {"choices": {"row/demo": "bam"}}}}))
     assert capsys.readouterr().out == "run 3 of 5, about 3 min to go\n"
