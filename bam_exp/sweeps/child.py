@@ -1,5 +1,6 @@
 """One job of a sweep: its run in a process of its own, so that it fails alone."""
 
+import math
 import os
 import signal
 import subprocess
@@ -95,13 +96,13 @@ def _wait(child: "Forked | subprocess.Popen[bytes]", limit: float | None) -> int
     Raises:
         subprocess.TimeoutExpired: after `limit` minutes.
     """
-    sweep, end = os.getppid(), limit and time.monotonic() + limit * 60
+    sweep, end = os.getppid(), time.monotonic() + (math.inf if limit is None else limit * 60)
     in_worker = os.environ.get(SWEEP) == str(sweep)
     while True:
         try:
-            return child.wait(timeout=1)
+            return child.wait(timeout=min(1, max(0, end - time.monotonic())))
         except subprocess.TimeoutExpired:
-            if end and time.monotonic() > end:
+            if time.monotonic() >= end:
                 raise
             if in_worker and os.getppid() != sweep:
                 child.terminate()
