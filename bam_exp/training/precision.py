@@ -1,14 +1,20 @@
-"""The precision of a run: the one it began with; on a CPU, `auto` is the faster one for the run's network."""
+"""The precision of a run: the one it began with; on a CPU, `auto` is the faster one for the run's backbone."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from bam_exp.config.remembered import remembered
 from bam_exp.console import say
+from bam_exp.cpu import cpu_name
+from bam_exp.files import cache_file
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.precision import Precision
 from bam_exp.runs.folder import precision_begun
@@ -18,7 +24,7 @@ SECONDS = 1.0
 """Seconds for which each precision is timed, at least two steps of each."""
 
 GAIN = 1.1
-"""How many times as fast as float32 bfloat16 has to be: runs of one table should not differ in it by chance."""
+"""How many times as fast as float32 bfloat16 has to be."""
 
 _PIXELS = 16 * 32 * 32
 
@@ -42,16 +48,49 @@ def _settle(run: Run, machine: Machine, network: nn.Module, size: int) -> Precis
             say(f"{run.name}: computing in {begun}, in which it began")
             return begun
         say(f"{run.name}: computing in {used} from here on; it began in {begun}")
-    if begun is None and machine.precision == "auto" and not machine.uses_gpu:
-        used, reason = faster_on_cpu(network, size)
+    if begun is None and machine.precision == "auto" and not machine.uses_gpu and bfloat16_instructions():
+        used, reason = _faster_for_backbone(run, network, size)
         say(f"{run.name}: computing in {used}: {reason}")
     return used
 
 
+def _faster_for_backbone(run: Run, network: nn.Module, size: int) -> tuple[Precision, str]:
+    """The precision that this processor is faster in, and the reason, from the first run that asked.
+
+    It is kept for the backbone, not for the network, and in the user's cache: the rows and the seeds of a table should not differ
+    in precision because their attentions do, or because two timings nearly agree.
+    """
+    key = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "backbone": run.names["backbone"], "size": size}
+    timed: list[bool] = []
+
+    def time_both() -> tuple[Precision, str]:
+        timed.append(True)
+        return faster_on_cpu(network, size)
+
+    with _one_at_a_time():
+        used, reason = remembered("precision", key, time_both)
+    return used, reason if timed else f"{reason}, as timed before"
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let runs that start together wait for the first one's timing; without a cache that can be written, each has its own."""
+    path = cache_file("precision.lock")
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lock = None if path is None else FileLock(path).acquire()
+    except OSError:
+        lock = None
+    if lock is None:
+        yield
+    else:
+        with lock:
+            yield
+
+
 def faster_on_cpu(network: nn.Module, size: int) -> tuple[Precision, str]:
     """The precision in which this processor takes the steps of a network faster, and the reason."""
-    if not bfloat16_instructions():
-        return "float32", "this processor has no instructions for bfloat16"
     images = torch.randn(max(2, _PIXELS // size**2), 3, size, size, generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):

@@ -1,6 +1,8 @@
 """`precision=auto` on a CPU: the faster one for the network, said on a line, stored with the run and kept by it."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +55,69 @@ def test_timing_leaves_network_and_random_numbers_as_they_are(monkeypatch: pytes
         ({"architecture": "aarch64"}, True),
     ],
 )
-def test_only_what_may_be_faster_is_timed(monkeypatch: pytest.MonkeyPatch, found: dict[str, Any], timed: bool) -> None:
+def test_only_what_may_be_faster_is_timed(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    found: dict[str, Any],
+    timed: bool,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     monkeypatch.setattr(precision, "_step", lambda *_: 1.0)
-    chosen, why = faster_on_cpu(network(), 32)
-    assert (chosen, "instructions" not in why) == ("float32", timed)
+    run = run_of(*AUTO, f"output_dir={tmp_path}")
+    assert settled(run, Machine(device="cpu"), network(), 32).precision_used == "float32"
+    assert ("in bfloat16" in capsys.readouterr().err) == timed
+
+
+def test_rows_of_a_backbone_agree_though_a_second_timing_would_differ(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
+    found = iter([("bfloat16", "the first timing"), ("float32", "the second timing"), ("float32", "the third timing")])
+    monkeypatch.setattr(precision, "faster_on_cpu", lambda *_: next(found))
+    for attention in ("attention=none", "attention=se"):
+        run = run_of(*AUTO, attention, f"output_dir={tmp_path}")
+        assert settled(run, Machine(device="cpu"), network(), 32).precision_used == "bfloat16"
+    assert "the first timing, as timed before" in capsys.readouterr().err
+    other = run_of(*AUTO, "backbone=resnet50", f"output_dir={tmp_path}")
+    assert settled(other, Machine(device="cpu"), network(), 32).precision_used == "float32"
+
+
+def test_runs_that_start_together_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
+    found = iter([("bfloat16", "first"), ("float32", "second")])
+
+    def slowly(*_: object) -> Any:
+        answer = next(found)
+        time.sleep(0.5)
+        return answer
+
+    monkeypatch.setattr(precision, "faster_on_cpu", slowly)
+    runs = [run_of(*AUTO, f"seed={seed}", f"output_dir={tmp_path}") for seed in (0, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        used = pool.map(lambda run: settled(run, Machine(device="cpu"), network(), 32).precision_used, runs)
+    assert list(used) == ["bfloat16", "bfloat16"]
+
+
+def test_a_cache_that_cannot_be_written_leaves_the_choice_to_each_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
+    monkeypatch.setattr(precision, "faster_on_cpu", lambda *_: ("bfloat16", "because"))
+    run = run_of(*AUTO, f"output_dir={tmp_path}")
+    assert settled(run, Machine(device="cpu"), network(), 32).precision_used == "bfloat16"
 
 
 def test_a_run_says_and_stores_what_it_computes_in(
     bam_train: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
     monkeypatch.setattr(precision, "faster_on_cpu", lambda *_: ("bfloat16", "because"))
     ended = bam_train(*AUTO)
     assert ended.code == 0
