@@ -126,7 +126,7 @@ class _Loops:
 
     def ours(self, folder: Path) -> None:
         """The loop of bam-train, with its curves, progress and checkpoints."""
-        callbacks = [self.clock, Progress("bench"), CheckpointSaver(self.machine, _Deaf())]
+        callbacks = [self.clock, Progress("bench", self.machine.precision_used), CheckpointSaver(self.machine, _Deaf())]
         trainer = make_trainer(self.machine, folder, logger=Curves(folder), callbacks=callbacks, max_epochs=1)
         trainer.fit(self._task().learner(), self.loader)
 

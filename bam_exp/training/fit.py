@@ -54,7 +54,8 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
         learner.evaluate_last()
         return {}
     start = begin(run, machine.precision_used)
-    checkpoints, logger, progress = Checkpoints(run.folder, run.fingerprint), Curves(run.folder), Progress(run.name)
+    checkpoints, logger = Checkpoints(run.folder, run.fingerprint), Curves(run.folder)
+    progress = Progress(run.name, machine.precision_used)
     callbacks = [progress, SampleImages(), saver]
     trainer = make_trainer(
         machine, run.folder, logger=logger, callbacks=callbacks, fingerprint=run.fingerprint, **limits

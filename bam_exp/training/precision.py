@@ -49,27 +49,26 @@ def _settle(run: Run, machine: Machine, network: nn.Module, size: int) -> Precis
             return begun
         say(f"{run.name}: computing in {used} from here on; it began in {begun}")
     if begun is None and machine.precision == "auto" and not machine.uses_gpu and bfloat16_instructions():
-        used, reason = _faster_for_backbone(run, network, size)
-        say(f"{run.name}: computing in {used}: {reason}")
+        used = _faster_for_backbone(run, network, size)
     return used
 
 
-def _faster_for_backbone(run: Run, network: nn.Module, size: int) -> tuple[Precision, str]:
-    """The precision that this processor is faster in, and the reason, from the first run that asked.
+def _faster_for_backbone(run: Run, network: nn.Module, size: int) -> Precision:
+    """The precision that this processor is faster in, which the first run that asks finds out and says.
 
     It is kept for the backbone, not for the network, and in the user's cache: the rows and the seeds of a table should not differ
     in precision because their attentions do, or because two timings nearly agree.
     """
     key = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "backbone": run.names["backbone"], "size": size}
-    timed: list[bool] = []
 
-    def time_both() -> tuple[Precision, str]:
-        timed.append(True)
-        return faster_on_cpu(network, size)
+    def time_both() -> Precision:
+        used, reason = faster_on_cpu(network, size)
+        say(f"{run.name}: computing in {used}: {reason}")
+        return used
 
     with _one_at_a_time():
-        used, reason = remembered("precision", key, time_both)
-    return used, reason if timed else f"{reason}, as timed before"
+        used: Precision = remembered("precision", key, time_both)
+    return used
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bam_exp.console import say
 from bam_exp.durations import duration
 from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
+from bam_exp.machine.precision import Precision
 from bam_exp.processes import place
 from bam_exp.runs.folder import write_progress
 from bam_exp.tasks.learner import Learner
@@ -28,8 +29,9 @@ WIDTH = 80
 class Progress(pl.Callback):
     """Prints the figures of each epoch with the time to go, and writes the run's `progress.json`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, precision: Precision) -> None:
         self.name = name
+        self.precision = precision
         self.timing = Timing()
         self.bar: Bar | None = None
         self.shown = 0.0
@@ -41,7 +43,7 @@ class Progress(pl.Callback):
         threads = "" if device.type == "cuda" else f", {count} thread{'s' * (count > 1)}"
         processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
-        self._say(f"{place()}{self.name}: training on {device.type}{processes}{threads}{where}")
+        self._say(f"{place()}{self.name}: training on {device.type}{processes}{threads}, {self.precision}{where}")
         if sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),

@@ -12,13 +12,19 @@ import pytest
 from .cluster import Cluster
 from .test_slurm import LAUNCHER, failures, until
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.xdist_group("slurm")
 
 RUN = ("data.train_size=40", "data.test_size=20", "recipe.batch_size=20", "recipe.epochs=1", "recipe.max_steps=1",
        "backbone.widen=0.25", "attention=none", "trainer.threads=1", "trainer.device=cpu")  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [3, 100], ids=["short", "full"])
+@pytest.mark.parametrize(
+    "count",
+    [
+        pytest.param(3, marks=pytest.mark.faults, id="short"),
+        pytest.param(100, marks=pytest.mark.slow, id="full"),
+    ],
+)
 def test_a_hundred_runs(slurm: Cluster, tmp_path: Path, count: int) -> None:
     command = [sys.executable, "-m", "bam_exp", "-m", f"seed=range({count})", *RUN, *LAUNCHER]
     environment = {**slurm.environment, "OMP_NUM_THREADS": "1"}

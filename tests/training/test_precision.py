@@ -80,7 +80,7 @@ def test_rows_of_a_backbone_agree_though_a_second_timing_would_differ(
     for attention in ("attention=none", "attention=se"):
         run = run_of(*AUTO, attention, f"output_dir={tmp_path}")
         assert settled(run, Machine(device="cpu"), network(), 32).precision_used == "bfloat16"
-    assert "the first timing, as timed before" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("computing in bfloat16: the first timing") == 1
     other = run_of(*AUTO, "backbone=resnet50", f"output_dir={tmp_path}")
     assert settled(other, Machine(device="cpu"), network(), 32).precision_used == "float32"
 
@@ -122,6 +122,7 @@ def test_a_run_says_and_stores_what_it_computes_in(
     ended = bam_train(*AUTO)
     assert ended.code == 0
     assert [line for line in ended.err.splitlines() if line.endswith("computing in bfloat16: because")]
+    assert [line for line in ended.err.splitlines() if line.endswith("training on cpu, 1 thread, bfloat16")]
     [result], [begun] = tmp_path.glob("runs/**/result.json"), tmp_path.glob("runs/**/run.json")
     assert json.loads(result.read_text())["hardware"]["precision"] == "bfloat16"
     assert json.loads(begun.read_text())["precision"] == "bfloat16"
