@@ -30,7 +30,7 @@ from bam_exp.training.train import train as train_run
 
 WORDS = (
     "data.train_size=100", "data.test_size=20", "recipe.batch_size=32", "recipe.epochs=2", "trainer.threads=1",
-    "trainer.device=cpu", "backbone.widen=0.5", "attention.reduction=8",
+    "trainer.device=cpu", "trainer.precision=float32", "backbone.widen=0.5", "attention.reduction=8",
 )  # fmt: skip
 """Four batches an epoch, the last of 4 images."""
 

@@ -15,7 +15,7 @@ from bam_exp.bench.store import make_store
 from sweeps.test_sweep import begin
 
 ROW = ("data.train_size=40", "data.test_size=20", "recipe.batch_size=20", "recipe.epochs=1", "recipe.max_steps=1",
-       "backbone.widen=0.25", "trainer.threads=1", "trainer.device=cpu")  # fmt: skip
+       "backbone.widen=0.5", "trainer.threads=1", "trainer.device=cpu")  # fmt: skip
 """A run of one step, which costs what a run costs around its steps."""
 
 
