@@ -5,6 +5,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,13 +170,18 @@ def _help() -> str:
 @contextmanager
 def _interrupted_sweep_summarised() -> Iterator[None]:
     """After a sweep that is interrupted, say what is done and what is not; Hydra does not call its callbacks then."""
+    command = shlex.join(["bam-train", *_typed])
     try:
         yield
+    except BrokenExecutor as error:
+        say("bam-train: a worker of the sweep was killed (out of memory?)")
+        sys.modules["bam_exp.sweeps.sweep"].Sweep.summarise_interrupted(command)
+        raise SystemExit(1) from error
     except (SystemExit, KeyboardInterrupt) as end:
         code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
         stopped = code in {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
         sweep = sys.modules.get("bam_exp.sweeps.sweep")
-        if stopped and sweep is not None and sweep.Sweep.summarise_interrupted(shlex.join(["bam-train", *_typed])):
+        if stopped and sweep is not None and sweep.Sweep.summarise_interrupted(command):
             raise SystemExit(code) from end
         raise
 

@@ -23,6 +23,9 @@ from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
 from bam_exp.sweeps.forked import Forked, start
 
+_busy = threading.Lock()
+"""Held while a run is trained."""
+
 SLURM_ENDS_S = 600
 """Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
 
@@ -36,6 +39,12 @@ def train_in_child(run: Run, machine: Machine) -> None:
     Raises:
         SystemExit: 128 + the signal, if this process was told to stop.
     """
+    _watch_sweep()
+    with _busy:
+        _train_in_child(run, machine)
+
+
+def _train_in_child(run: Run, machine: Machine) -> None:
     if is_done(run) or running_elsewhere(run):
         return
     clear_failure(run)
@@ -81,6 +90,30 @@ def _workers(machine: Machine) -> int:
     if machine.uses_gpu:
         runs = min(runs, len(machine.gpus or visible_gpus()) * machine.runs_per_gpu // machine.processes)
     return max(1, cores // max(1, runs))
+
+
+def _watch_sweep() -> None:
+    """Have this process exit if it is a worker whose sweep has been killed, instead of going on with the jobs that it was given.
+
+    A thread looks, because the worker may also be waiting for somebody to read the result of its last job.
+    """
+    global _watched  # noqa: PLW0603
+    if _watched and not _in_worker():
+        os._exit(1)
+    if _in_worker() and not _watched:
+        _watched = True
+        threading.Thread(target=_exit_with_sweep, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_with_sweep(sweep: int) -> None:
+    while os.getppid() == sweep:
+        time.sleep(1)
+    with _busy:  # its run is being stopped
+        os._exit(1)
+
+
+_watched = False
+"""Whether a thread of this process watches the sweep."""
 
 
 def _in_worker() -> bool:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,53 @@ def test_the_runs_of_a_killed_sweep_stop_and_are_continued(tmp_path: Path) -> No
         time.sleep(0.1)
     assert time.monotonic() < end
     assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
+
+
+def worker(sweep: int) -> int:
+    """A process of joblib in which runs of a sweep are started."""
+    processes = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
+    for process in processes:
+        with suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+            parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1]
+            if b"--process-name" in words and int(parent) == sweep:
+                return process
+    raise AssertionError("the sweep has no worker")
+
+
+def test_a_killed_worker_ends_the_sweep_in_a_line_and_saves_its_run(tmp_path: Path) -> None:
+    words = ["-m", "seed=0,1", *SLOW[:-1], "hydra/launcher=joblib", "recipe.epochs=200"]
+    sweep = begin(tmp_path, *words, "hydra.launcher.n_jobs=2")
+    owner(tmp_path)
+    os.kill(worker(sweep.pid), signal.SIGKILL)
+    _, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 1
+    assert "Traceback" not in err
+    assert "bam-train: a worker of the sweep was killed (out of memory?)" in err
+    assert "0 of 2 runs done, " in err
+    assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
+    assert not list(tmp_path.glob("runs/**/owner.json"))
+
+
+def test_the_workers_of_a_killed_sweep_end_though_nobody_reads_their_results(tmp_path: Path) -> None:
+    """Runs of a second each: joblib gives a worker several jobs ahead, and their results fill a pipe."""
+    words = [
+        "-m",
+        "seed=range(40)",
+        "recipe.max_steps=1",
+        *SLOW[:-1],
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    ]
+    sweep = begin(tmp_path, *words)
+    owner(tmp_path)
+    process = worker(sweep.pid)
+    sweep.kill()
+    end = time.monotonic() + 60
+    while Path(f"/proc/{process}").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert time.monotonic() < end
+    sweep.communicate(timeout=60)  # nothing holds its output open
 
 
 def test_a_run_over_its_time_limit_fails_alone(bam_train: Command) -> None:
