@@ -135,24 +135,32 @@ def _line(run: Run) -> Line:
     }  # fmt: skip
 
 
-def _begun(code: Path, module: str, words: Sequence[str], folder: Path, cache: Path) -> "subprocess.Popen[str]":
-    """Start a command of a checkout in a folder; the cache is one for each checkout."""
+_LAUNCHER = """
+import os, subprocess, sys
+child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+usage = os.wait4(child.pid, 0)[2]
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+"""
+"""A small program that starts a command and prints its cost: Linux counts the memory of whoever starts a process as its own."""
+
+
+def _begun(
+    code: Path, words: Sequence[str], folder: Path, cache: Path, launcher: Sequence[str] = ()
+) -> "subprocess.Popen[str]":
+    """Start a command of a checkout, a module and its arguments, in a folder; the cache is one for each checkout."""
     environment: Mapping[str, str] = {
         **os.environ, "PYTHONPATH": str(code), "XDG_CACHE_HOME": f"{cache}/cache-{code.name}", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, "-P", "-m", module, *words]
+    command = [*launcher, sys.executable, "-P", "-m", *words]
     return subprocess.Popen(
         command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
 
 
 def _cost(code: Path, case: Case, folder: Path, cache: Path) -> Cost:
-    child = _begun(code, case.module, case.words, folder, cache)
-    assert child.stdout is not None
-    child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+    launcher = (sys.executable, "-I", "-S", "-c", _LAUNCHER)
+    printed, _ = _begun(code, (case.module, *case.words), folder, cache, launcher).communicate()
+    return Cost(*map(float, printed.split()))
 
 
 def _cpu_seconds(pid: int) -> float:
@@ -163,7 +171,7 @@ def _cpu_seconds(pid: int) -> float:
 
 def _watched(code: Path, folder: Path, cache: Path) -> float:
     """The share of a core that `status --watch` takes, once it shows its first table."""
-    child = _begun(code, _TABLES, ("status", "table1a", "--watch"), folder, cache)
+    child = _begun(code, (_TABLES, "status", "table1a", "--watch"), folder, cache)
     time.sleep(_WATCHED_S)
     before = _cpu_seconds(child.pid)
     time.sleep(_WATCHED_S)
@@ -176,6 +184,7 @@ def _watched(code: Path, folder: Path, cache: Path) -> float:
 def _announced(code: Path, seeds: int, cache: Path) -> Cost:
     """The cost of a sweep until its first run has a process of its own."""
     words = (
+        "bam_exp",
         "-m",
         f"seed=range({seeds})",
         "recipe.epochs=1",
@@ -184,7 +193,7 @@ def _announced(code: Path, seeds: int, cache: Path) -> Cost:
         "data.test_size=40",
     )
     with tempfile.TemporaryDirectory() as folder:
-        child = _begun(code, "bam_exp", words, Path(folder), cache)
+        child = _begun(code, words, Path(folder), cache)
         while child.poll() is None and not _has_begun_a_run(child.pid):
             time.sleep(0.05)
         cost = Cost(
