@@ -20,6 +20,11 @@ BESIDE_OTHERS = "BAM_EXP_BESIDE_OTHERS"
 """The environment variable of a run that trains beside others in one terminal, where progress bars would overwrite each other."""
 
 
+def beside_others() -> bool:
+    """Whether this run trains beside others in one terminal."""
+    return BESIDE_OTHERS in os.environ
+
+
 def place() -> str:
     """`[3/24 r8] ` for a run of a sweep, else an empty string: the lines of runs that train side by side are told apart by it."""
     words = os.environ.get(PLACE, "")
