@@ -106,7 +106,9 @@ def convert(checkpoint: Path, weights: Path, overrides: Sequence[str]) -> None:
     overrides = ["data=imagenet", "recipe=imagenet", *overrides]
     chosen = Chosen.of(compose(overrides))
     data, network, _ = build(chosen)
-    assert isinstance(network, Backbone)
+    if not isinstance(network, Backbone):
+        hint = "import the weights of the network inside it, which weights=FILE takes"
+        raise ConfigError(f"backbone={chosen.backbone.name}: is a detector; {hint}")
     named = renamed(read_checkpoint(checkpoint), network)
     put_weights(network, named, source=checkpoint)
     with checkpoint.open("rb") as file:

@@ -17,7 +17,7 @@ from bam_exp.data.dataset import DataSet
 from bam_exp.errors import ConfigError, DataError
 from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, Result, failure_of, read_file, read_progress
 from bam_exp.tasks import Classification
-from bam_exp.weights import load_weights, put_weights, read_checkpoint
+from bam_exp.weights import load_weights, put_weights, read_checkpoint, upright_rgb
 
 WEIGHTS = "weights.safetensors"
 _LEARNER = "network."
@@ -173,7 +173,7 @@ def read_images(files: Sequence[str], data: Pictures) -> Tensor:
     for file in files:
         try:
             with Image.open(file) as opened:
-                upright = ImageOps.exif_transpose(opened).convert("RGB")
+                upright = upright_rgb(opened)
         except UnidentifiedImageError as error:
             raise DataError(f"{file}: not an image that can be read") from error
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

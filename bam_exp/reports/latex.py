@@ -26,7 +26,7 @@ _MINUS = re.compile(r"(?<![\w.)])([-+])(?=\d)")
 
 
 def latex(report: Report) -> str:
-    """A report as a LaTeX table that is no wider than the text of an article."""
+    """A report as a LaTeX table that is no wider than a line: where it would be, LaTeX makes it smaller."""
     columns = _columns(report)
     notes = footnotes_of(report, columns)
     rows: list[dict[str, Any]] = []
@@ -41,7 +41,6 @@ def latex(report: Report) -> str:
         "table.tex.j2",
         title=_title(report),
         label=report.stem,
-        separation=(2.5, 1.5, 1)[(len(report.measured) > 1) + (_common_n(report) is None)],
         columns=[_number(column.head) for column in columns],
         groups=groups,
         rules=rules,
@@ -75,7 +74,7 @@ def _number(text: str) -> str:
 
 
 def _columns(report: Report) -> list[Column]:
-    """The columns that fit into a text width.
+    """The columns that fit into the text width of an article, or nearly.
 
     A count stands once, the interval of a gain as its half-width, and n above the table where it is the same in all rows.
     Where several figures are measured, their differences and the intervals of all but the first are left out, and a star

@@ -167,6 +167,7 @@ def _knobs(report: Report) -> "Picture | None":
     for axes, (knob, rows) in zip(panels, series.items(), strict=True):
         _draw_knob(axes, report, rows, [float(str(row.attention[knob])) for row in rows])
         axes.set_xlabel(f"{knob} {'d' if knob == 'dilation' else 'r'}")
+    _around_the_points(panels)
     panels[0].set_ylabel(FIGURES[report.metric].heading)
     handles, labels = panels[0].get_legend_handles_labels()
     picture.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
@@ -195,6 +196,15 @@ def _draw_knob(axes: "Axes", report: Report, rows: Sequence[ReportRow], places: 
             axes.axhline(float(base.paper), color=COLOURS[1], linestyle="-.", label="paper, no attention")
     axes.set_xscale("log", base=2)
     axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+
+
+def _around_the_points(panels: "Sequence[Axes]") -> None:
+    """Limit the height that intervals take: those of two seeds are so long that no difference could be seen beside them."""
+    markers = [line for axes in panels for line in axes.lines if line.get_marker() in ("o", "D", "None")]
+    points = [float(y) for line in markers for y in tuple(line.get_ydata())]
+    low, high = panels[0].get_ylim()
+    room = 1.5 * (max(points) - min(points) or 1)
+    panels[0].set_ylim(max(low, min(points) - room), min(high, max(points) + room))
 
 
 def _series(report: Report, knob: str) -> list[ReportRow]:

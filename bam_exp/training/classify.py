@@ -6,7 +6,7 @@ import torch
 
 from bam_exp.build import build, describe
 from bam_exp.config import Chosen
-from bam_exp.errors import ConfigError
+from bam_exp.errors import ConfigError, DataError
 from bam_exp.tasks import Classification
 from bam_exp.weights import load_weights, read_metadata, read_photos
 
@@ -29,6 +29,9 @@ def classify(chosen: Chosen) -> list[tuple[Path, list[tuple[str, float]]]]:
     metadata = read_metadata(chosen.evaluate) or describe(chosen, data, source="", overrides=())
     if not isinstance(task, Classification) or metadata.preprocessing is None:
         raise ConfigError(f"images: recipe={chosen.recipe.name} does not train a classifier of images")
+    if len(metadata.classes) != data.num_classes:
+        named = f"names {len(metadata.classes)} classes, and the network has {data.num_classes}"
+        raise DataError(f"{chosen.evaluate}: its metadata is damaged (it {named})")
     photos = read_photos(chosen.images, metadata.preprocessing)
     load_weights(network, chosen.evaluate)
     network.eval()

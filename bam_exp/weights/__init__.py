@@ -4,7 +4,7 @@ from bam_exp.weights.checkpoint import read_checkpoint, renamed
 from bam_exp.weights.file import check_weights, load_weights, put_weights, read_weights, save_weights
 from bam_exp.weights.metadata import Metadata, Preprocessing, read_metadata, weights_file
 from bam_exp.weights.network import load_network
-from bam_exp.weights.photos import read_photos
+from bam_exp.weights.photos import read_photos, upright_rgb
 from bam_exp.weights.released import from_released
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "read_weights",
     "renamed",
     "save_weights",
+    "upright_rgb",
     "weights_file",
 ]

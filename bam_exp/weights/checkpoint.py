@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except MemoryError:
         raise
     except Exception as error:  # An unpickler that is given garbage may raise anything.
-        raise DataError(f"{path}: not a checkpoint of plain weights ({first_line(error)})") from error
+        raise DataError(f"{path}: not a checkpoint of plain weights, or a damaged one") from error
     finally:
         if forced is not None:
             os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = forced

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from bam_exp.errors import ConfigError, DataError
+from bam_exp.errors import ConfigError, DataError, WriteError
 from bam_exp.files import write_atomically
 from bam_exp.weights.file import first_line
 from bam_exp.weights.metadata import Metadata, read_metadata, weights_file
@@ -48,6 +48,8 @@ def export(source: Path, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, content)
+    except WriteError as error:
+        raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
 

@@ -7,7 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, contiguous_format, nn
 
-from bam_exp.errors import DataError
+from bam_exp.errors import DataError, WriteError
 from bam_exp.files import write_atomically
 
 _CLASSIFIERS = ("head.", "heads.", "roi_heads.box_predictor.")
@@ -24,6 +24,8 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[s
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, save(copies, metadata=dict(header or {})))
+    except WriteError as error:
+        raise DataError(str(error)) from error
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
         raise DataError(f"{path}: cannot be written ({reason})") from error
@@ -88,7 +90,7 @@ def _fitting(
     if missing or superfluous:
         first = f"it lacks {missing[0]}" if missing else f"it has a {superfluous[0]}"
         hint = ""
-        if any(map(_of_an_attention, missing + superfluous)):
+        if all(map(_of_an_attention, missing + superfluous)):
             hint = f"; the {'file' if missing else 'network'} has no such attention"
         raise DataError(
             f"{source}: not of this network: {first} ({len(missing)} missing, {len(superfluous)} too many){hint}"

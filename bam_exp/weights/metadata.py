@@ -3,9 +3,9 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from safetensors import safe_open
 
 from bam_exp.errors import DataError
@@ -17,17 +17,21 @@ KEY = "bam_exp"
 random order, so that the bytes of a file would differ from one export to the next."""
 
 
+_Pixels = Annotated[int, Field(gt=0, le=10_000)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class Preprocessing(BaseModel):
     """The steps by which a photo becomes an input of the network, as for the test set."""
 
     model_config = ConfigDict(frozen=True)
 
-    resize: int
+    resize: _Pixels
     """Length in pixels to which the short side is resized."""
-    size: int
+    size: _Pixels
     """Height and width of the central crop."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[_Positive, _Positive, _Positive]
     """Mean and standard deviation of red, green and blue, for pixels scaled to 0 ... 1."""
 
 

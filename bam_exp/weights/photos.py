@@ -26,12 +26,29 @@ def read_photos(paths: Iterable[str | Path], preprocessing: Preprocessing) -> Te
     return torch.stack([_read(Path(path), preprocessing) for path in paths])
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """The image in RGB, upright as its EXIF data says; grey values of 16 bits are scaled, which PIL would cut off at 255.
+
+    Raises:
+        ValueError: if its pixels are not of 8 or 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        image = Image.fromarray((grey // 257).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    return image.convert("RGB")
+
+
 def _read(path: Path, to: Preprocessing) -> Tensor:
     from torchvision.transforms.v2 import functional  # takes a second
 
     try:
         with Image.open(path) as file:
-            photo = ImageOps.exif_transpose(file).convert("RGB")
+            photo = upright_rgb(file)
     except MemoryError:
         raise
     except OSError as error:

@@ -180,7 +180,7 @@ def test_latex_has_the_papers_heads_and_no_bare_special_character(bam_tables: Co
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
 @pytest.mark.parametrize(("table", "mixed"), [("cpu", False), ("table2", False), ("table3a", True), ("table3b", True)])
-def test_latex_compiles_within_the_width_of_the_text(
+def test_latex_compiles_within_the_width_of_a_line(
     bam_tables: Command, tmp_path: Path, table: str, mixed: bool
 ) -> None:
     """Also where rows have different numbers of seeds, which takes a column, and intervals of two digits."""
@@ -191,15 +191,16 @@ def test_latex_compiles_within_the_width_of_the_text(
         errors |= {row.name: (28.11, 33.64) for row in load_table(table).rows[::3]}
     write_store(tmp_path, table, errors)
     assert bam_tables("report", table, "--format", "tex").code == 0
-    document = (
-        rf"\documentclass{{article}}\usepackage{{booktabs}}\begin{{document}}\input{{results/{table}}}\end{{document}}"
-    )
-    (tmp_path / "one.tex").write_text(document)
-    ended = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "one.tex"], capture_output=True, cwd=tmp_path, check=False
-    )
-    assert ended.returncode == 0, ended.stdout
-    assert b"Overfull" not in ended.stdout
+    for columns in ("onecolumn", "twocolumn"):
+        (tmp_path / "one.tex").write_text(
+            rf"\documentclass[{columns}]{{article}}\usepackage{{booktabs,graphicx}}"
+            rf"\begin{{document}}\input{{results/{table}}}\end{{document}}"
+        )
+        ended = subprocess.run(
+            ["pdflatex", "-interaction=nonstopmode", "one.tex"], capture_output=True, cwd=tmp_path, check=False
+        )
+        assert ended.returncode == 0, ended.stdout
+        assert b"Overfull" not in ended.stdout
 
 
 def test_an_unknown_format_is_refused(bam_tables: Command) -> None:
