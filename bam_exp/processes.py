@@ -16,6 +16,9 @@ SWEEP = "BAM_EXP_SWEEP"
 PLACE = "BAM_EXP_PLACE"
 """The environment variable that holds the place of a run in its sweep, as `3/24` or `3/24 r8`, where `r8` is its row."""
 
+BESIDE_OTHERS = "BAM_EXP_BESIDE_OTHERS"
+"""The environment variable of a run that trains beside others in one terminal, where progress bars would overwrite each other."""
+
 
 def place() -> str:
     """`[3/24 r8] ` for a run of a sweep, else an empty string: the lines of runs that train side by side are told apart by it."""

@@ -17,7 +17,7 @@ from bam_exp.cpu import cores_per_process
 from bam_exp.machine import Machine
 from bam_exp.machine.compiling import WORKERS
 from bam_exp.machine.gpus import visible_gpus
-from bam_exp.processes import PARENT, SWEEP
+from bam_exp.processes import BESIDE_OTHERS, PARENT, SWEEP
 from bam_exp.runs.folder import clear_failure, is_done, record_failure
 from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
@@ -45,6 +45,8 @@ def train_in_child(run: Run, machine: Machine) -> None:
         record_failure(run, one_line(error))
         return
     environment = {WORKERS: str(_workers(machine)), **os.environ, PARENT: str(os.getpid())}
+    if _in_worker():
+        environment[BESIDE_OTHERS] = "1"
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once. A job of SLURM is one run.
     several = "SUBMITIT_EXECUTOR" not in os.environ
     child = start([*search_path(), *run.full_overrides], environment, forked=several)
@@ -81,6 +83,11 @@ def _workers(machine: Machine) -> int:
     return max(1, cores // max(1, runs))
 
 
+def _in_worker() -> bool:
+    """Whether this process is a worker that the sweep has started, one of several, and not the sweep itself."""
+    return os.environ.get(SWEEP) == str(os.getppid())
+
+
 def _reason_of(code: int) -> str | None:
     """The reason that an exit code gives, if the run did not record one itself."""
     if code < 0:
@@ -97,7 +104,7 @@ def _wait(child: "Forked | subprocess.Popen[bytes]", limit: float | None) -> int
         subprocess.TimeoutExpired: after `limit` minutes.
     """
     sweep, end = os.getppid(), time.monotonic() + (math.inf if limit is None else limit * 60)
-    in_worker = os.environ.get(SWEEP) == str(sweep)
+    in_worker = _in_worker()
     while True:
         try:
             return child.wait(timeout=min(1, max(0, end - time.monotonic())))

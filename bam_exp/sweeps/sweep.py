@@ -27,9 +27,10 @@ from bam_exp.exits import one_line_errors
 from bam_exp.files import reason_of
 from bam_exp.machine.world import World
 from bam_exp.processes import PLACE, SWEEP
-from bam_exp.runs.folder import RESULT, failure_of, has_checkpoint, is_done, result_of
+from bam_exp.runs.folder import RESULT, failure_of, is_done, result_of
 from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
+from bam_exp.sweeps.interrupted import runs_outlive_workers, say_interrupted
 from bam_exp.sweeps.slurm import lost_jobs_recorded
 
 
@@ -51,6 +52,8 @@ class Sweep(Callback):
         """The time at which the first job could start, in seconds since 1970."""
         self.done_before = 0
         """The number of runs that were done then."""
+        self.elsewhere: set[str] = set()
+        """The names of the runs that other processes were training then."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse the whole sweep if one of its jobs is wrong: one line, exit code 2, nothing written."""
@@ -68,12 +71,16 @@ class Sweep(Callback):
             done = sum(is_done(run) for run in self.runs.values())
             self.results = [str(run.folder / RESULT) for run in self.jobs]
             self.started, self.done_before = time.time(), self._count(0)
+            self.elsewhere = {name for name, run in self.runs.items() if running_elsewhere(run)}
             say(f"{len(self.runs)} runs: {done} done already, {len(self.runs) - done} to run", sys.stdout)
             if done == len(self.runs):
                 say("nothing left to run", sys.stdout)
                 self._report(config)
                 raise SystemExit(0)
-            if "submitit" in config.hydra.runtime.choices["hydra/launcher"]:
+            launcher = config.hydra.runtime.choices["hydra/launcher"]
+            if launcher == "joblib":
+                self.held.enter_context(runs_outlive_workers())
+            if "submitit" in launcher:
                 self.held.enter_context(lost_jobs_recorded(self.jobs))
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C has a summary
@@ -170,13 +177,7 @@ class Sweep(Callback):
         """Say what is done, stopped and not begun of an interrupted sweep, and how it is continued; False if there is none."""
         if cls.active is None:
             return False
-        runs = list(cls.active.runs.values())
-        done = sum(is_done(run) for run in runs)
-        stopped = sum(not is_done(run) and has_checkpoint(run.folder) for run in runs)
-        say(
-            f"sweep interrupted: {done} of {len(runs)} runs done, {stopped} stopped with a checkpoint, "
-            f"{len(runs) - done - stopped} not begun; continue with: {command}"
-        )
+        say_interrupted([*cls.active.runs.values()], cls.active.elsewhere, command)
         return True
 
 

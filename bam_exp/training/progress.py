@@ -1,5 +1,6 @@
 """The progress of a run for the user: a line for each epoch, a bar in a terminal, and the time to go."""
 
+import os
 import sys
 import time
 from contextlib import suppress
@@ -17,7 +18,7 @@ from bam_exp.durations import duration
 from bam_exp.figures import FIGURES
 from bam_exp.machine import ranks
 from bam_exp.machine.precision import Precision
-from bam_exp.processes import place
+from bam_exp.processes import BESIDE_OTHERS, place
 from bam_exp.runs.folder import write_progress
 from bam_exp.tasks.learner import Learner
 from bam_exp.training.timing import Timing
@@ -44,7 +45,7 @@ class Progress(pl.Callback):
         processes = f", {ranks.size()} processes" if ranks.size() > 1 else ""
         where = f" (continued at epoch {trainer.current_epoch + 1})" if trainer.global_step else ""
         self._say(f"{place()}{self.name}: training on {device.type}{processes}{threads}, {self.precision}{where}")
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and BESIDE_OTHERS not in os.environ:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(),
