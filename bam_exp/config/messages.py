@@ -4,20 +4,18 @@ import re
 import sys
 from collections.abc import Iterator
 
-import yaml
-
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
 
 
 def refused() -> tuple[type[Exception], ...]:
     """The exceptions by which composing and checking a config refuse wrong input.
 
-    Those of Hydra and OmegaConf are among them once these are imported: no command waits for them only to catch nothing.
+    Those of PyYAML, Hydra and OmegaConf are among them once these are imported: no command waits for them only to catch nothing.
     """
-    hydra, omegaconf = sys.modules.get("hydra.errors"), sys.modules.get("omegaconf.errors")
+    yaml, hydra, omegaconf = (sys.modules.get(name) for name in ("yaml", "hydra.errors", "omegaconf.errors"))
     return (
         ValueError,
-        yaml.YAMLError,
+        *([yaml.YAMLError] if yaml is not None else []),
         *([hydra.HydraException] if hydra is not None else []),
         *([omegaconf.OmegaConfBaseException] if omegaconf is not None else []),
     )

@@ -87,6 +87,24 @@ def test_ctrl_c_in_training_gives_the_terminal_back_and_says_how_to_go_on(tmp_pa
     assert ("continue with: bam-train " + " ".join(words)).encode() in output.replace(b"\r\n", b"")
 
 
+CTRL_C_AT_AN_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("bam_exp", "bam_exp.entry"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+for name in ("typing", "contextlib", "re", "shlex"):
+    sys.modules.pop(name, None)
+import bam_exp.entry
+"""
+
+
+def test_ctrl_c_at_the_first_import_of_a_command_shows_no_traceback(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", CTRL_C_AT_AN_IMPORT], cwd=tmp_path, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")  # which a shell shows as ^C and exit code 130
+
+
 def test_ctrl_c_while_it_starts_is_one_line(tmp_path: Path) -> None:
     process = subprocess.Popen(command(*SMALL), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     time.sleep(0.7)
