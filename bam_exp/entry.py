@@ -10,7 +10,7 @@ if _BEFORE is signal.default_int_handler:  # and not ignored, as in the backgrou
 import sys  # noqa: E402
 from importlib import import_module  # noqa: E402
 
-from bam_exp.console import INTERRUPTED, ending_at_once, say_interrupted  # noqa: E402
+from bam_exp.console import INTERRUPTED, ending_at_once, open_missing_streams, say_interrupted  # noqa: E402
 from bam_exp.processes import continued_by  # noqa: E402
 
 signal.signal(signal.SIGINT, _BEFORE)
@@ -24,6 +24,7 @@ _OF_TRAIN = frozenset({
 
 def _run(command: str) -> None:
     """Run a command's `main`; without what it needs, also only later, the extra to install is named."""
+    open_missing_streams()
     program, typed = f"bam-{command}", continued_by(f"bam-{command}", sys.argv[1:])
     try:
         with ending_at_once(program, typed):

@@ -31,6 +31,16 @@ def test_a_full_disk_under_the_log_does_not_end_a_run(tmp_path: Path, stream: st
     assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_run_needs_no_standard_stream(tmp_path: Path, closed: str) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command(*SMALL)], cwd=tmp_path, check=False, capture_output=True
+    )
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr
+    assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
+
+
 def test_a_reader_that_has_gone_does_not_end_a_sweep(tmp_path: Path) -> None:
     read, write = os.pipe()
     sweep = subprocess.Popen(command("-m", "seed=0,1", *SMALL), cwd=tmp_path, stdout=write, stderr=write)
