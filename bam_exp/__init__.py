@@ -3,8 +3,8 @@
 `from bam_exp import BAM, attach, detach` needs PyTorch and pydantic only.
 """
 
-from typing import TYPE_CHECKING, Any
-
+# Type checkers take this for true. Importing `typing` would take longer than all else before a command can answer Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from bam_exp.attention import BAM, attach, attached, detach
 
@@ -12,7 +12,7 @@ __version__ = "0.2.0"
 __all__ = ["BAM", "__version__", "attach", "attached", "detach"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # PyTorch takes seconds to import, which commands such as `bam-tables --help` do without.
     if name in __all__:
         import bam_exp.attention

@@ -18,6 +18,20 @@ def say(line: str, stream: TextIO | None = None) -> None:
         print(line, file=stream or sys.stderr, flush=True)
 
 
+def open_missing_streams() -> None:
+    """Give a process that was started without a standard stream (`>&-`) the null device in its place.
+
+    Without it, the first file that is opened would get the number of the stream, and with it what libraries print.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
 def say_interrupted(program: str, command: str | None) -> None:
     """Say that Ctrl-C has ended a command, and which command continues; nothing if that is None: another process says it."""
     if command is not None:

@@ -1,10 +1,19 @@
 """The entry points of the console commands: Ctrl-C ends a command in one line, also while it is still importing."""
 
-import sys
-from importlib import import_module
+import _signal as signal  # type: ignore[import-not-found]  # what `signal` imports takes as long as Python itself
 
-from bam_exp.console import INTERRUPTED, ending_at_once, say_interrupted
-from bam_exp.processes import continued_by
+_BEFORE = signal.getsignal(signal.SIGINT)
+if _BEFORE is signal.default_int_handler:  # and not ignored, as in the background of a script
+    # During the imports below: the shell shows ^C and exit code 130, and no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+import sys  # noqa: E402
+from importlib import import_module  # noqa: E402
+
+from bam_exp.console import INTERRUPTED, ending_at_once, open_missing_streams, say_interrupted  # noqa: E402
+from bam_exp.processes import continued_by  # noqa: E402
+
+signal.signal(signal.SIGINT, _BEFORE)
 
 _OF_TRAIN = frozenset({
     "PIL", "captum", "faster_coco_eval", "filelock", "hydra", "jinja2", "joblib", "lightning_fabric", "matplotlib", "omegaconf",
@@ -15,6 +24,7 @@ _OF_TRAIN = frozenset({
 
 def _run(command: str) -> None:
     """Run a command's `main`; without what it needs, also only later, the extra to install is named."""
+    open_missing_streams()
     program, typed = f"bam-{command}", continued_by(f"bam-{command}", sys.argv[1:])
     try:
         with ending_at_once(program, typed):

@@ -1,10 +1,12 @@
 """The parser of command lines, and types of arguments."""
 
 import argparse
+import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bam_exp import __version__
+from bam_exp.files import reason_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,3 +28,17 @@ def path(argument: str) -> Path:
         return Path(argument).expanduser()
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{argument}: there is no such home folder") from error
+
+
+def folder(argument: str) -> Path:
+    """Convert an argument to the path of a folder, which need not exist."""
+    place = path(argument)
+    try:
+        if argument and stat.S_ISDIR(place.stat().st_mode):
+            return place
+    except FileNotFoundError:
+        return place
+    except (OSError, ValueError) as error:
+        reason = reason_of(error) if isinstance(error, OSError) else str(error)
+        raise argparse.ArgumentTypeError(f"{argument}: {reason}") from error
+    raise argparse.ArgumentTypeError(f"{argument!r}: should be the path of a folder")

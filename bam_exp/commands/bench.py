@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
-from bam_exp.commands.arguments import Parser
+from bam_exp.commands.arguments import Parser, folder
 from bam_exp.config import choice_file, choice_names
 from bam_exp.errors import BamError, ConfigError
 from bam_exp.exits import one_line_errors
@@ -57,7 +57,7 @@ a call replaces what that sub-command wrote there before
             option("--lines", default=10_000, help="lines of results/runs.csv (10000)")
             option("--folders", default=3_000, help="folders of runs, of 100 kB each (3000)")
             option("--seeds", default=500, help="jobs of a sweep that differ by seed (500)")
-            one.add_argument("--against", metavar="DIR", help="another checkout, measured beside this one")
+            one.add_argument("--against", type=folder, metavar="DIR", help="another checkout, measured beside this one")
             continue
         if command in ("step", "epoch", "sweep"):
             default = "resnet50" if command == "step" else None
@@ -76,14 +76,14 @@ a call replaces what that sub-command wrote there before
             one.add_argument("--no-compile", action="store_true", help="leave the compiled variants out")
         if command == "input":
             listed = "folder of class folders of photos, or of their train/ (without it, it draws its own)"
-            one.add_argument("--photos", metavar="DIR", help=listed)
+            one.add_argument("--photos", type=folder, metavar="DIR", help=listed)
         if command == "step":
             option("--agree", help="also compare the losses of N steps, compiled and eager")
             option("--size", help="pixels of a side, for a detector (300; ssd_resnet20 64, faster_rcnn_resnet101 600)")
         if command == "sweep":
             option("--packed", nargs="+", help="how many runs at once (1 2 4 8; on a CPU 1 and one for each core)")
         one.add_argument(
-            "--output-dir", default=".", metavar="DIR", help="folder that holds results/ (the current one)"
+            "--output-dir", type=folder, default=".", metavar="DIR", help="folder that holds results/ (the current one)"
         )
     return parser
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from bam_exp.commands.arguments import Parser, path
+from bam_exp.commands.arguments import Parser, folder, path
 from bam_exp.exits import one_line_errors
 
 EXAMPLES = """examples:
@@ -27,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
         help="download CIFAR-100, 169 MB",
         description=f"Download CIFAR-100 into DIR/{cifar100.FOLDER}. Interrupted, the same command continues.",
     )
-    cifar.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+    cifar.add_argument("root", type=folder, metavar="DIR", help="the run's data_root")
     cifar.add_argument("--mirror", metavar="URL", help=f"https address of another folder that holds {cifar100.ARCHIVE}")
 
     for name, what in (("coco", "COCO 2017, 19 GB"), ("voc", "PASCAL VOC 2007 and 2012, 3 GB")):
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
             help=f"download {what}",
             description=f"Download {what} into DIR/{name}. Interrupted, the same command continues.",
         )
-        boxed.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+        boxed.add_argument("root", type=folder, metavar="DIR", help="the run's data_root")
         boxed.add_argument("--mirror", metavar="URL", help="https address of another folder that holds the archives")
 
     imagenet = data_sets.add_parser(
@@ -52,7 +52,7 @@ The md5 of each is checked first, which takes 10 minutes on a fast disk. Interru
     imagenet.add_argument(
         "tars", type=path, nargs="+", metavar="TARS", help="the three files, or folders that hold them"
     )
-    imagenet.add_argument("root", type=path, metavar="DIR", help="the run's data_root")
+    imagenet.add_argument("root", type=folder, metavar="DIR", help="the run's data_root")
     for option, name in (("train", imagenet_tars.TRAIN), ("val", imagenet_tars.VAL), ("devkit", imagenet_tars.DEVKIT)):
         md5 = imagenet_tars.MD5[name]
         imagenet.add_argument(f"--{option}-md5", dest=name, default=md5, metavar="MD5", help=f"of {name} ({md5})")

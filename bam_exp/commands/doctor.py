@@ -1,6 +1,7 @@
 """`bam-doctor`: what is wrong with this machine, with what to do about it, as text for a bug report."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +10,7 @@ from bam_exp import __version__
 from bam_exp.commands.arguments import Parser, path
 from bam_exp.doctor import datasets, gpu, machine
 from bam_exp.doctor.finding import Check, Report
+from bam_exp.exits import one_line_errors
 
 _EXAMPLES = """examples:
   bam-doctor                                    a few seconds; paste its lines into a bug report
@@ -45,7 +47,16 @@ def _checks(options: argparse.Namespace) -> Iterator[Check]:
 
 def main() -> None:
     """Run `bam-doctor`; exit code 1 if something is wrong, 2 for a wrong argument."""
-    options = _parser().parse_args()
+    with one_line_errors("bam-doctor", sys.argv[1:]):
+        _report(_parser().parse_args())
+
+
+def _report(options: argparse.Namespace) -> None:
+    """Print the lines of the report as they come.
+
+    Raises:
+        SystemExit: 1 if something is wrong.
+    """
     print(f"bam-doctor {__version__}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC", flush=True)
     report = None
     for line in Report.of(_checks(options)):

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bam_exp.commands.arguments import Parser, path
+from bam_exp.commands.arguments import Parser, folder, path
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import write_atomically
@@ -41,11 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=path, default="maps.png", metavar="FILE", help="the picture (maps.png)")
     parser.add_argument("--tensorboard", action="store_true", help="show the picture in the run's TensorBoard, too")
     parser.add_argument(
-        "--data-root", type=path, default="data", metavar="DIR", help="folder of the data sets on disk (data)"
+        "--data-root", type=folder, default="data", metavar="DIR", help="folder of the data sets on disk (data)"
     )
     parser.add_argument(
         "--output-dir",
-        type=path,
+        type=folder,
         default=".",
         metavar="DIR",
         help="folder that holds runs/ (the current one), for a run's name",

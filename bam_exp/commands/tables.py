@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bam_exp.commands.arguments import Parser
+from bam_exp.commands import arguments
 from bam_exp.commands.environment import use_environment, value_of
 from bam_exp.config import parse_overrides
 from bam_exp.durations import seconds_of
@@ -63,7 +63,7 @@ def _formats(text: str) -> Sequence[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
+    parser = arguments.Parser(
         prog="bam-tables",
         description="The tables of the BAM paper: what their networks cost, and what our runs measured beside its figures.",
         epilog=_EXAMPLES,
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         if folder:
             command.add_argument(
                 "--output-dir",
+                type=arguments.folder,
                 default=".",
                 metavar="DIR",
                 help="folder that holds runs/ and results/ (the current one)",

@@ -6,8 +6,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bam_exp.errors import ConfigError
 
 GROUPS = ("data", "backbone", "attention", "recipe", "trainer")
@@ -21,9 +19,6 @@ SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate", "images")
 
 PATHS = ("data_root", "output_dir", "weights", "evaluate")
 """The settings that are paths."""
-
-YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe YAML loader, in C if PyYAML was built with it."""
 
 
 def config_dir() -> Path:
@@ -86,8 +81,10 @@ def read_yaml(path: Path) -> object:
     Raises:
         ConfigError: if it cannot be read or is not YAML.
     """
+    import yaml  # here, because bam-doctor works without it
+
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), YAML)
+        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -4,20 +4,20 @@ import re
 import sys
 from collections.abc import Iterator
 
-import yaml
-
 from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
 
 
 def refused() -> tuple[type[Exception], ...]:
     """The exceptions by which composing and checking a config refuse wrong input.
 
-    Those of Hydra and OmegaConf are among them once these are imported: no command waits for them only to catch nothing.
+    Those of PyYAML, Hydra, OmegaConf and submitit are among them once these are imported: no command waits for them only to catch nothing.
     """
-    hydra, omegaconf = sys.modules.get("hydra.errors"), sys.modules.get("omegaconf.errors")
+    names = ("yaml", "hydra.errors", "omegaconf.errors", "submitit.core.utils")
+    yaml, hydra, omegaconf, submitit = map(sys.modules.get, names)
     return (
         ValueError,
-        yaml.YAMLError,
+        *([yaml.YAMLError] if yaml is not None else []),
+        *([submitit.FailedJobError] if submitit is not None else []),  # sbatch has refused a job
         *([hydra.HydraException] if hydra is not None else []),
         *([omegaconf.OmegaConfBaseException] if omegaconf is not None else []),
     )
@@ -50,12 +50,19 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+_PLUGINS = {"hydra/sweeper": {"optuna": "optuna"}, "hydra/launcher": {"submitit": "slurm"}}
+"""The extras of this package that bring choices of Hydra's own groups, by the beginning of the choice."""
+
+
 def _no_such_choice(group: str, choice: str, options: list[str]) -> str:
     if not group:
         return (
             f"{choice}: no config of this name is in the search path; --config-dir DIR adds a folder to the configs of "
             "bam_exp, and --config-path DIR replaces them"
         )
+    for begin, extra in _PLUGINS.get(group, {}).items():
+        if choice.startswith(begin) and not any(option.startswith(begin) for option in options):
+            return f"{group}={choice}: is not installed; pip install 'bam_exp[{extra}]' brings it"
     return f"{group}={choice}: there is no such {group}{nearest(choice, options)} (there are {', '.join(options)})"
 
 

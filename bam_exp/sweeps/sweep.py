@@ -1,6 +1,7 @@
 """A sweep: every job is checked before the first one starts, and at the end it says what became of each."""
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -194,6 +195,10 @@ def _check_sweep(master: DictConfig) -> None:
     for override in parse_overrides(_typed(master)):
         if override.key_or_group == "experiment" and override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: one table at a time; start a sweep for each")
+    if master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm" and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=submitit_slurm: this machine has no srun; a login node of a SLURM cluster has it"
+        )
     if master.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from bam_exp.config.choices import YAML, choice_names, choice_path, nearest
+from bam_exp.config.choices import choice_names, choice_path, nearest
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.tables.table import Row, Table
@@ -124,7 +124,10 @@ def _first(error: ValidationError) -> str:
     return f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
 
 
-class _UniqueKeys(YAML):  # type: ignore[misc, valid-type]
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C if PyYAML was built with it
+
+
+class _UniqueKeys(_YAML):  # type: ignore[misc, valid-type]
     """The safe loader, which also refuses a key that occurs twice in a mapping."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -139,7 +142,7 @@ def _read(path: Path) -> object:
     try:
         text = path.read_text(encoding="utf-8")
         # A few lines of nested aliases can expand to gigabytes, and no table needs any.
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, YAML)):
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _YAML)):
             raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in a table")
         return yaml.load(text, _UniqueKeys)
     except OSError as error:

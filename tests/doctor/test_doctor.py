@@ -41,6 +41,31 @@ def test_a_report_for_a_bug_report(tmp_path: Path) -> None:
     assert ended.out.splitlines()[-1].startswith("0 wrong, ")
 
 
+def test_it_ends_like_every_command_where_its_output_cannot_be_written(tmp_path: Path) -> None:
+    script = "from bam_exp.entry import doctor; doctor()"
+    for stdout, code, said in (("/dev/full", 1, "bam-doctor: No space left on device\n"), ("pipe", 141, "")):
+        if stdout == "pipe":
+            read, write = os.pipe()
+            os.close(read)
+        else:
+            write = os.open(stdout, os.O_WRONLY)
+        ended = subprocess.run(
+            [sys.executable, "-P", "-c", script],
+            cwd=tmp_path,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(write)
+        assert (ended.returncode, ended.stderr) == (code, said)
+
+
+def test_it_needs_no_package_of_the_extra_before_it_has_looked() -> None:
+    script = "import sys; sys.modules['yaml'] = None; import bam_exp.commands.doctor"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_what_is_wrong_ends_with_exit_code_1_and_what_to_do(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "cifar-100-python"
     folder.mkdir(parents=True)

@@ -31,6 +31,16 @@ def test_a_full_disk_under_the_log_does_not_end_a_run(tmp_path: Path, stream: st
     assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_run_needs_no_standard_stream(tmp_path: Path, closed: str) -> None:
+    ended = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *command(*SMALL)], cwd=tmp_path, check=False, capture_output=True
+    )
+    assert ended.returncode == 0
+    assert b"Traceback" not in ended.stderr
+    assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
+
+
 def test_a_reader_that_has_gone_does_not_end_a_sweep(tmp_path: Path) -> None:
     read, write = os.pipe()
     sweep = subprocess.Popen(command("-m", "seed=0,1", *SMALL), cwd=tmp_path, stdout=write, stderr=write)
@@ -85,6 +95,24 @@ def test_ctrl_c_in_training_gives_the_terminal_back_and_says_how_to_go_on(tmp_pa
     assert b"Traceback" not in output
     assert gives_the_cursor_back(output)
     assert ("continue with: bam-train " + " ".join(words)).encode() in output.replace(b"\r\n", b"")
+
+
+CTRL_C_AT_AN_IMPORT = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name not in ("bam_exp", "bam_exp.entry"):
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+for name in ("typing", "contextlib", "re", "shlex"):
+    sys.modules.pop(name, None)
+import bam_exp.entry
+"""
+
+
+def test_ctrl_c_at_the_first_import_of_a_command_shows_no_traceback(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", CTRL_C_AT_AN_IMPORT], cwd=tmp_path, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, b"")  # which a shell shows as ^C and exit code 130
 
 
 def test_ctrl_c_while_it_starts_is_one_line(tmp_path: Path) -> None:
