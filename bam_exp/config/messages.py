@@ -10,7 +10,8 @@ from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, 
 def refused() -> tuple[type[Exception], ...]:
     """The exceptions by which composing and checking a config refuse wrong input.
 
-    Those of PyYAML, Hydra, OmegaConf and submitit are among them once these are imported: no command waits for them only to catch nothing.
+    Those of PyYAML, Hydra, OmegaConf and submitit are among them once these are imported: no command waits for them only to catch
+    nothing.
     """
     names = ("yaml", "hydra.errors", "omegaconf.errors", "submitit.core.utils")
     yaml, hydra, omegaconf, submitit = map(sys.modules.get, names)

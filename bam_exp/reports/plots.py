@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from bam_exp.figures import FIGURES
 from bam_exp.reports.report import Report, ReportRow
@@ -201,7 +201,7 @@ def _draw_knob(axes: "Axes", report: Report, rows: Sequence[ReportRow], places: 
 def _around_the_points(panels: "Sequence[Axes]") -> None:
     """Limit the height that intervals take: those of two seeds are so long that no difference could be seen beside them."""
     markers = [line for axes in panels for line in axes.lines if line.get_marker() in ("o", "D", "None")]
-    points = [float(y) for line in markers for y in tuple(line.get_ydata())]
+    points = [float(y) for line in markers for y in cast("Sequence[float]", line.get_ydata())]
     low, high = panels[0].get_ylim()
     room = 1.5 * (max(points) - min(points) or 1)
     panels[0].set_ylim(max(low, min(points) - room), min(high, max(points) + room))

@@ -1,5 +1,6 @@
-"""SLURM jobs that are lost: each counts as a failed run, instead of ending the whole sweep as in submitit."""
+"""What a sweep by SLURM needs besides submitit: a machine that has SLURM, and lost jobs that count as failed runs."""
 
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -8,8 +9,21 @@ from unittest import mock
 
 from hydra.core.utils import JobReturn, JobStatus
 
+from bam_exp.errors import ConfigError
 from bam_exp.runs.folder import is_done, record_failure
 from bam_exp.runs.run import Run
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a sweep by SLURM on a machine without it.
+
+    Raises:
+        ConfigError: if there is no srun.
+    """
+    if launcher == "submitit_slurm" and shutil.which("srun") is None:
+        raise ConfigError(
+            "hydra/launcher=submitit_slurm: this machine has no srun; a login node of a SLURM cluster has it"
+        )
 
 
 def lost_jobs_recorded(runs: Sequence[Run]) -> AbstractContextManager[Any]:

@@ -1,7 +1,6 @@
 """A sweep: every job is checked before the first one starts, and at the end it says what became of each."""
 
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -32,7 +31,7 @@ from bam_exp.runs.folder import RESULT, failure_of, is_done, result_of
 from bam_exp.runs.lock import read_owner, running_elsewhere
 from bam_exp.runs.run import Run
 from bam_exp.sweeps.interrupted import runs_outlive_workers, say_interrupted
-from bam_exp.sweeps.slurm import lost_jobs_recorded
+from bam_exp.sweeps.slurm import check_launcher, lost_jobs_recorded
 
 
 class Sweep(Callback):
@@ -195,10 +194,7 @@ def _check_sweep(master: DictConfig) -> None:
     for override in parse_overrides(_typed(master)):
         if override.key_or_group == "experiment" and override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: one table at a time; start a sweep for each")
-    if master.hydra.runtime.choices["hydra/launcher"] == "submitit_slurm" and shutil.which("srun") is None:
-        raise ConfigError(
-            "hydra/launcher=submitit_slurm: this machine has no srun; a login node of a SLURM cluster has it"
-        )
+    check_launcher(master.hydra.runtime.choices["hydra/launcher"])
     if master.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true: every run has a folder of its own; leave this out")
 
