@@ -21,6 +21,6 @@ def test_the_state_of_the_tables_comes_out_of_the_committed_store(
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 5
     assert set(page.splitlines()) <= set(committed.splitlines())
-    assert "| 9 x 3 | 27 |" in page
+    assert "| 2 x 12 | 24 |" in page
     assert "`bam-train +experiment=table1b data_root=DIR`" in page
     assert not (tmp_path / "results/table1b.md").exists()
