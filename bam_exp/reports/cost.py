@@ -108,10 +108,11 @@ def guessed_step_ms(work: Work, device: Mapping[str, Any]) -> float:
 
 def describe(device: Mapping[str, Any]) -> str:
     """A device in words."""
+    precision = "its faster precision" if device["precision"] == "auto" else device["precision"]
     if device["device"] != "CPU":
-        return f"{device['device']}, {device['precision']}"
+        return f"{device['device']}, {precision}"
     threads = int(device["threads"])
-    return f"{device['cpu']}, {threads} thread{'s' * (threads != 1)}, {device['precision']}"
+    return f"{device['cpu']}, {threads} thread{'s' * (threads != 1)}, {precision}"
 
 
 def batch_size_of(line: Mapping[str, str]) -> int | None:
@@ -125,7 +126,9 @@ def batch_size_of(line: Mapping[str, str]) -> int | None:
 
 
 def _same_device(line: Mapping[str, str], device: Mapping[str, Any]) -> bool:
-    keys = ("device", "cpu", "threads", "precision") if device["device"] == "CPU" else ("device", "precision")
+    keys = ["device", *(["cpu", "threads"] if device["device"] == "CPU" else [])]
+    if device["precision"] != "auto":
+        keys.append("precision")
     return all(str(line[key]) == str(device[key]) for key in keys)
 
 

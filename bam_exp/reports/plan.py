@@ -75,14 +75,18 @@ def plan(
 
 
 def device_of(run: Run) -> Mapping[str, Any]:
-    """The device on which a run would be computed here, as results describe it."""
+    """The device on which a run would be computed here, as results describe it.
+
+    On a CPU, its precision may be `auto`: that of the runs of the kind that have been started here.
+    """
     trainer = run.chosen.trainer
     if trainer.name == "default" and not trainer.changed and not may_have_gpus():  # no need to wait for PyTorch
-        return {"device": "CPU", "cpu": cpu_name(), "threads": available_cores(), "precision": "float32"}
+        return {"device": "CPU", "cpu": cpu_name(), "threads": available_cores(), "precision": "auto"}
     from bam_exp.build import make_machine
 
     machine = make_machine(run.chosen)
-    return {**machine.description(), "threads": machine.threads or available_cores()}
+    precision = {} if machine.uses_gpu else {"precision": machine.precision}
+    return {**machine.description(), "threads": machine.threads or available_cores(), **precision}
 
 
 def _works(states: Sequence[RunState]) -> dict[str, Work]:

@@ -73,6 +73,9 @@ def test_steps_of_another_precision_or_of_other_threads_do_not_count() -> None:
     assert Costs([line], here).steps == {(("cifar100", "resnet50", "none"), 128): [7.5]}
     for key, value in (("precision", "bfloat16"), ("threads", "4"), ("cpu", "Other"), ("step_ms", "")):
         assert Costs([{**line, key: value}], here).steps == {}
+    assert Costs([{**line, "precision": "bfloat16"}], {**here, "precision": "auto"}).steps == {
+        (("cifar100", "resnet50", "none"), 128): [7.5]
+    }
 
 
 def test_a_plan_names_stale_runs_with_the_reason(bam_tables: Command, tmp_path: Path) -> None:
