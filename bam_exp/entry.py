@@ -1,19 +1,20 @@
 """The entry points of the console commands: Ctrl-C ends a command in one line, also while it is still importing."""
 
-import _signal as signal  # type: ignore[import-not-found]  # what `signal` imports takes as long as Python itself
+import signal
+import sys
+from importlib import import_module
 
-_BEFORE = signal.getsignal(signal.SIGINT)
-if _BEFORE is signal.default_int_handler:  # and not ignored, as in the background of a script
-    # During the imports below: the shell shows ^C and exit code 130, and no traceback.
+_INTERRUPTIBLE = (
+    signal.getsignal(signal.SIGINT) is signal.default_int_handler
+)  # it is ignored in the background of a script
+if _INTERRUPTIBLE:  # During the imports below the shell shows ^C and exit code 130, and Python no traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-import sys  # noqa: E402
-from importlib import import_module  # noqa: E402
 
 from bam_exp.console import INTERRUPTED, ending_at_once, open_missing_streams, say_interrupted  # noqa: E402
 from bam_exp.processes import continued_by  # noqa: E402
 
-signal.signal(signal.SIGINT, _BEFORE)
+if _INTERRUPTIBLE:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _OF_TRAIN = frozenset({
     "PIL", "captum", "faster_coco_eval", "filelock", "hydra", "jinja2", "joblib", "lightning_fabric", "matplotlib", "omegaconf",

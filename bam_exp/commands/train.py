@@ -170,20 +170,24 @@ def _help() -> str:
 @contextmanager
 def _interrupted_sweep_summarised() -> Iterator[None]:
     """After a sweep that is interrupted, say what is done and what is not; Hydra does not call its callbacks then."""
-    command = shlex.join(["bam-train", *_typed])
     try:
         yield
     except BrokenExecutor as error:
         say("bam-train: a worker of the sweep was killed (out of memory?)")
-        sys.modules["bam_exp.sweeps.sweep"].Sweep.summarise_interrupted(command)
+        _summarise_sweep()
         raise SystemExit(1) from error
     except (SystemExit, KeyboardInterrupt) as end:
         code = INTERRUPTED if isinstance(end, KeyboardInterrupt) else end.code
         stopped = code in {128 + number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)}
-        sweep = sys.modules.get("bam_exp.sweeps.sweep")
-        if stopped and sweep is not None and sweep.Sweep.summarise_interrupted(command):
+        if stopped and _summarise_sweep():
             raise SystemExit(code) from end
         raise
+
+
+def _summarise_sweep() -> bool:
+    """Say what is done and what is not of the sweep of this process; False if there is none."""
+    module = sys.modules.get("bam_exp.sweeps.sweep")
+    return module is not None and module.Sweep.summarise_interrupted(shlex.join(["bam-train", *_typed]))
 
 
 def _checked(words: list[str]) -> list[str]:

@@ -202,6 +202,8 @@ def _around_the_points(panels: "Sequence[Axes]") -> None:
     """Limit the height that intervals take: those of two seeds are so long that no difference could be seen beside them."""
     markers = [line for axes in panels for line in axes.lines if line.get_marker() in ("o", "D", "None")]
     points = [float(y) for line in markers for y in cast("Sequence[float]", line.get_ydata())]
+    if not points:
+        return
     low, high = panels[0].get_ylim()
     room = 1.5 * (max(points) - min(points) or 1)
     panels[0].set_ylim(max(low, min(points) - room), min(high, max(points) + room))

@@ -23,11 +23,14 @@ from bam_exp.runs.lock import running_elsewhere
 from bam_exp.runs.run import Run
 from bam_exp.sweeps.forked import Forked, start
 
-_busy = threading.Lock()
-"""Held while a run is trained."""
-
 SLURM_ENDS_S = 600
 """Seconds that a job which SLURM told to stop waits for SLURM to end it (SLURM's GraceTime and KillWait)."""
+
+_sweep: int | None = None
+"""The process of the sweep, if this process is one of the workers that it has started."""
+
+_busy = threading.Lock()
+"""Held while a run is trained."""
 
 
 def train_in_child(run: Run, machine: Machine) -> None:
@@ -54,7 +57,7 @@ def _train_in_child(run: Run, machine: Machine) -> None:
         record_failure(run, one_line(error))
         return
     environment = {WORKERS: str(_workers(machine)), **os.environ, PARENT: str(os.getpid())}
-    if _in_worker():
+    if _sweep is not None:
         environment[BESIDE_OTHERS] = "1"
     # In a session of its own: Ctrl-C in a terminal reaches only the sweep, which passes it on once. A job of SLURM is one run.
     several = "SUBMITIT_EXECUTOR" not in os.environ
@@ -97,28 +100,23 @@ def _watch_sweep() -> None:
 
     A thread looks, because the worker may also be waiting for somebody to read the result of its last job.
     """
-    global _watched  # noqa: PLW0603
-    if _watched and not _in_worker():
+    global _sweep  # noqa: PLW0603
+    if _sweep is None and os.environ.get(SWEEP) == str(os.getppid()):
+        _sweep = os.getppid()
+        threading.Thread(target=_exit_with_sweep, daemon=True).start()
+    if _has_lost_its_sweep():
         os._exit(1)
-    if _in_worker() and not _watched:
-        _watched = True
-        threading.Thread(target=_exit_with_sweep, args=(os.getppid(),), daemon=True).start()
 
 
-def _exit_with_sweep(sweep: int) -> None:
-    while os.getppid() == sweep:
+def _exit_with_sweep() -> None:
+    while not _has_lost_its_sweep():
         time.sleep(1)
     with _busy:  # its run is being stopped
         os._exit(1)
 
 
-_watched = False
-"""Whether a thread of this process watches the sweep."""
-
-
-def _in_worker() -> bool:
-    """Whether this process is a worker that the sweep has started, one of several, and not the sweep itself."""
-    return os.environ.get(SWEEP) == str(os.getppid())
+def _has_lost_its_sweep() -> bool:
+    return _sweep is not None and os.getppid() != _sweep
 
 
 def _reason_of(code: int) -> str | None:
@@ -136,15 +134,14 @@ def _wait(child: "Forked | subprocess.Popen[bytes]", limit: float | None) -> int
     Raises:
         subprocess.TimeoutExpired: after `limit` minutes.
     """
-    sweep, end = os.getppid(), time.monotonic() + (math.inf if limit is None else limit * 60)
-    in_worker = _in_worker()
+    end = time.monotonic() + (math.inf if limit is None else limit * 60)
     while True:
         try:
             return child.wait(timeout=min(1, max(0, end - time.monotonic())))
         except subprocess.TimeoutExpired:
             if time.monotonic() >= end:
                 raise
-            if in_worker and os.getppid() != sweep:
+            if _has_lost_its_sweep():
                 child.terminate()
 
 

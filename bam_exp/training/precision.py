@@ -1,8 +1,7 @@
 """The precision of a run: the one it began with; on a CPU, `auto` is the faster one for the run's backbone."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from copy import deepcopy
 from dataclasses import replace
 
@@ -66,26 +65,14 @@ def _faster_for_backbone(run: Run, network: nn.Module, size: int) -> Precision:
         say(f"{run.name}: computing in {used}: {reason}")
         return used
 
-    with _one_at_a_time():
+    lock = cache_file("precision.lock")
+    with ExitStack() as held:
+        if lock is not None:
+            with suppress(OSError):  # Without a cache that can be written, each run has its own answer.
+                lock.parent.mkdir(parents=True, exist_ok=True)
+                held.enter_context(FileLock(lock))  # Runs that start together wait for the first one's timing.
         used: Precision = remembered("precision", key, time_both)
     return used
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Let runs that start together wait for the first one's timing; without a cache that can be written, each has its own."""
-    path = cache_file("precision.lock")
-    try:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        lock = None if path is None else FileLock(path).acquire()
-    except OSError:
-        lock = None
-    if lock is None:
-        yield
-    else:
-        with lock:
-            yield
 
 
 def faster_on_cpu(network: nn.Module, size: int) -> tuple[Precision, str]:

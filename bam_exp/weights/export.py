@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 from torch.export import Dim, ExportedProgram
 
-from bam_exp.errors import ConfigError, DataError, WriteError
-from bam_exp.files import write_atomically
-from bam_exp.weights.file import first_line
+from bam_exp.errors import ConfigError, DataError
+from bam_exp.weights.file import write_output
 from bam_exp.weights.metadata import Metadata, read_metadata, weights_file
 from bam_exp.weights.network import load_network
 
@@ -45,13 +44,7 @@ def export(source: Path, target: Path) -> None:
     else:
         program = _program(network, metadata)
         content = _onnx(program, metadata) if target.suffix == ".onnx" else _pt2(program, metadata)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, content)
-    except WriteError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(f"{target}: cannot be written ({error.strerror or first_line(error)})") from error
+    write_output(target, content)
 
 
 def _program(network: torch.nn.Module, metadata: Metadata) -> ExportedProgram:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,7 @@ WRONG = {
     "last batch of one": (["data.train_size=160", "recipe.batch_size=53"], ["batch_size=53"]),
     "a secret": (["+wandb_token=abc123"], ["wandb_token", "secret"]),
     "not an override": (["attention"], ["attention"]),
+    "no plugin of a sweeper": (["hydra/sweeper=optuna"], ["hydra/sweeper=optuna", "pip install 'bam_exp[optuna]'"]),
     "no data": (["data=cifar100", "data_root=nowhere"], ["nowhere", "cifar-100-python"]),
 }
 
@@ -119,3 +121,30 @@ def test_a_folder_of_another_fingerprint_is_refused(bam_train: Command, tmp_path
     assert ended.code == 2
     assert "recipe.lr was 0.2, now 0.1" in ended.err
     assert json.loads(result.read_text()) == content
+
+
+@pytest.mark.skipif(find_spec("hydra_plugins.hydra_optuna_sweeper") is not None, reason="the plugin is installed")
+def test_a_plugin_that_is_missing_names_its_extra(bam_train: Command) -> None:
+    ended = bam_train("-m", "hydra/sweeper=optuna", "seed=0,1")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "pip install 'bam_exp[optuna]'" in ended.err
+
+
+def test_a_sweep_by_slurm_without_slurm_is_refused(
+    bam_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ended = bam_train("-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "has no srun" in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "", "loop"])
+def test_a_path_that_can_be_no_folder_is_refused(bam_tables: Command, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "loop").symlink_to("loop")
+    ended = bam_tables("report", "demo", "--output-dir", folder)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert "--output-dir" in ended.err
+    assert (tmp_path / "file").read_text() == "content"

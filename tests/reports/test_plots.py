@@ -37,6 +37,14 @@ def test_pictures_show_seeds_costs_and_knobs_with_the_papers_points(tmp_path: Pa
     assert lines["paper"] == [[1.0, 20.47], [2.0, 20.28], [4.0, 20.0]]  # as Table 1(a) prints them
     assert [x for x, _ in reduction.lines[0].get_xydata()] == [8.0, 16.0]  # d = 4 and r = 16 are one run
 
+    points = [
+        line for axes in (dilation, reduction) for line in axes.lines if line.get_marker() != "_"
+    ]  # no ends of bars
+    values = [y for line in points for y in line.get_ydata()]
+    low, high = dilation.get_ylim()
+    assert low < min(values) < max(values) < high
+    assert high - low < 5 * (max(values) - min(values))  # two seeds of `d1` have an interval of 9 points
+
     [cost] = pictures["cost"].axes
     fills = {line.get_label(): line.get_fillstyle() for line in cost.lines}
     assert fills == {"ResNet50": "none"} | {
