@@ -13,9 +13,15 @@ INTERRUPTED = 130
 
 
 def say(line: str, stream: TextIO | None = None) -> None:
-    """Print a line on stderr, or on another stream; without effect if it cannot be written."""
+    """Print a line on stderr, or on another stream; without effect if it cannot be written.
+
+    The line and its end are written at once (`print` writes them one after the other), so that nothing comes between them: neither
+    the line of another process nor that of a signal handler.
+    """
+    stream = stream or sys.stderr
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
-        print(line, file=stream or sys.stderr, flush=True)
+        stream.write(f"{line}\n")
+        stream.flush()
 
 
 def open_missing_streams() -> None:
@@ -35,7 +41,11 @@ def open_missing_streams() -> None:
 def say_interrupted(program: str, command: str | None) -> None:
     """Say that Ctrl-C has ended a command, and which command continues; nothing if that is None: another process says it."""
     if command is not None:
-        say(f"{program}: interrupted; continue with: {command}")
+        say(_interrupted(program, command))
+
+
+def _interrupted(program: str, command: str) -> str:
+    return f"{program}: interrupted; continue with: {command}"
 
 
 @contextmanager
@@ -47,8 +57,9 @@ def ending_at_once(program: str, command: str | None) -> Iterator[None]:
     """
 
     def end(_number: int, _frame: object) -> None:
-        with suppress(RuntimeError):  # the handler may have interrupted another line
-            say_interrupted(program, command)
+        if command is not None:
+            with suppress(OSError):  # `print` refuses to work in a handler that has interrupted another `print`
+                os.write(2, f"{_interrupted(program, command)}\n".encode())
         os._exit(INTERRUPTED)
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

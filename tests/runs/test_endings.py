@@ -1,5 +1,6 @@
 """How commands end: exit codes, lines that cannot be printed, signals, a terminal that is given back as it was."""
 
+import io
 import os
 import pty
 import signal
@@ -12,6 +13,7 @@ import pytest
 from conftest import TINY, Command, chosen_of
 
 from bam_exp.build import build
+from bam_exp.console import say
 from bam_exp.weights import save_weights
 
 SMALL = (*TINY, "backbone.widen=0.5", "attention.reduction=8")
@@ -124,6 +126,24 @@ def test_ctrl_c_while_it_starts_is_one_line(tmp_path: Path) -> None:
     assert b"Traceback" not in err
     [line] = err.decode().strip().splitlines()
     assert line == f"bam-train: interrupted; continue with: bam-train {' '.join(SMALL)}"
+
+
+class Pieces(io.StringIO):
+    """A stream that remembers each piece that is written to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.written.append(text)
+        return len(text)
+
+
+def test_a_line_is_written_in_one_piece() -> None:
+    stream = Pieces()
+    say("epoch 1/2", stream)
+    assert stream.written == ["epoch 1/2\n"]
 
 
 def test_ctrl_c_in_an_evaluation_is_one_line(tmp_path: Path) -> None:
