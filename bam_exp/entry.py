@@ -3,6 +3,7 @@
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 
 _INTERRUPTIBLE = (
     signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -26,6 +27,11 @@ _OF_TRAIN = frozenset({
 def _run(command: str) -> None:
     """Run a command's `main`; without what it needs, also only later, the extra to install is named."""
     open_missing_streams()
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        print(f"bam-{command}: the current folder no longer exists; change to another", file=sys.stderr)
+        raise SystemExit(2) from None
     program, typed = f"bam-{command}", continued_by(f"bam-{command}", sys.argv[1:])
     try:
         with ending_at_once(program, typed):

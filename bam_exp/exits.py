@@ -1,6 +1,7 @@
 """Ending a command with one line for the user and an exit code."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,8 @@ def one_line_errors(program: str, words: Sequence[str] | None = None) -> Iterato
 
     Raises:
         SystemExit: with the error's own exit code (see `errors`), 2 for any other refusal of input, 1 for a file that cannot be
-            read or written, 130 after Ctrl-C, and 141 where the reader of the output has gone, as for any program in a pipe.
+            read or written and where memory does not suffice, 130 after Ctrl-C, and 141 where the reader of the output has gone,
+            as for any program in a pipe.
     """
     try:
         yield
@@ -42,11 +44,33 @@ def one_line_errors(program: str, words: Sequence[str] | None = None) -> Iterato
     except OSError as error:
         _say(f"{program}: {f'{error.filename}: ' if error.filename else ''}{reason_of(error)}")
         raise SystemExit(1) from error
+    except (MemoryError, RuntimeError) as error:
+        if (reason := out_of_memory(error)) is None:
+            raise
+        _say(f"{program}: {reason}")
+        raise SystemExit(1) from error
     except (KeyboardInterrupt, Interrupted) as error:
         if words is None:
             raise
         say_interrupted(program, continued_by(program, words))
         raise SystemExit(INTERRUPTED) from error
+
+
+_NO_MEMORY = re.compile(r"\bout of memory\b|can't allocate memory|not enough memory", re.IGNORECASE)
+_ASKED_FOR = re.compile(r"tried to allocate ([\d.]+) (\w+)", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """The line for an error by which Python, PyTorch or CUDA says that memory does not suffice; None for any other error."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+        return None
+    asked = ""
+    if match := _ASKED_FOR.search(text):
+        number, unit = match.groups()
+        asked = f" of {int(number) / 1e9:.2f} GB" if unit == "bytes" else f" of {number} {unit}"
+    device = "of the GPU " if "CUDA" in text or "HIP" in text else ""
+    return f"the memory {device}does not suffice for an allocation{asked}; a smaller batch or network needs less"
 
 
 def _say(line: str) -> None:

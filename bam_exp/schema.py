@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
+LARGEST = 2**31 - 1
+"""The largest whole number that an argument may be."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -31,8 +34,9 @@ class UnexpectedArgument(ArgumentError, TypeError):
 def checked(function: F) -> F:
     """Decorator: a call with an unknown, missing or wrong argument raises ArgumentError, which is a ValueError.
 
-    Types are strict, but any whole number that is not a Python int, such as NumPy's, counts as one. An unknown, missing
-    or repeated argument is a TypeError too.
+    Types are strict, but any whole number that is not a Python int, such as NumPy's, counts as one. None may be above
+    2147483647, because PyTorch computes with sizes of 32 bits in places. An unknown, missing or repeated argument is a
+    TypeError too.
     """
     validated = validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False))(
         function
@@ -42,8 +46,13 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = tuple(map(_integer, args)), {name: _integer(value) for name, value in kwargs.items()}
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            if isinstance(value, int) and value > LARGEST:
+                reason = f"input should be less than or equal to {LARGEST}"
+                raise ArgumentError(f"{owner}: {name}={value}: {reason}", name, value, reason)
         try:
-            return validated(*map(_integer, args), **{name: _integer(value) for name, value in kwargs.items()})
+            return validated(*args, **kwargs)
         except ValidationError as error:
             failure = _first(error, names, owner)
         raise failure

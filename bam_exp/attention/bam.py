@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from bam_exp.attention.gate import attention, gate, pool
-from bam_exp.attention.knobs import Device, Rounding, hidden_width
+from bam_exp.attention.knobs import Device, Dilation, Rounding, hidden_width
 from bam_exp.schema import checked
 
 
@@ -61,7 +61,7 @@ class BAM(nn.Module):
         self,
         channels: PositiveInt,
         reduction: PositiveInt = 16,
-        dilation: PositiveInt = 4,
+        dilation: Dilation = 4,
         *,
         branches: Literal["both", "channel", "spatial"] = "both",
         combine: Literal["sum", "product", "max"] = "sum",

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 import torch
-from pydantic import AfterValidator, PositiveInt
+from pydantic import AfterValidator, Field
 
 Rounding = Literal["exact", "floor"]
 Device = torch.device | str | int | None
@@ -15,7 +15,9 @@ def _odd(size: int) -> int:
     return size
 
 
-KernelSize = Annotated[PositiveInt, AfterValidator(_odd)]
+KernelSize = Annotated[int, Field(gt=0, le=1023), AfterValidator(_odd)]
+Dilation = Annotated[int, Field(gt=0, le=1024)]
+"""Beyond the side of a map, all that is left of a 3x3 convolution is its middle, so that larger values mean nothing."""
 
 
 def hidden_width(channels: int, reduction: int, rounding: Rounding) -> int:

@@ -25,7 +25,7 @@ class DenseNet(Backbone):
         self,
         num_classes: PositiveInt,
         *,
-        depth: PositiveInt = 100,
+        depth: Annotated[int, Field(gt=0, le=1000)] = 100,
         growth_rate: PositiveInt = 12,
         compression: Annotated[float, Field(gt=0, le=1)] = 0.5,
     ) -> None:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import nn
 
 from bam_exp.backbones.backbone import Backbone, Residual, conv, linear_head, residual_stages, sequential
@@ -26,7 +26,7 @@ class PreResNet(Backbone):
         self,
         num_classes: PositiveInt,
         *,
-        blocks: PositiveInt = 18,
+        blocks: Annotated[int, Field(gt=0, le=1000)] = 18,
         block: Literal["basic", "bottleneck"] = "bottleneck",
         stride_in: StrideIn = "1x1",
     ) -> None:

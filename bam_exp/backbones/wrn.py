@@ -23,7 +23,7 @@ class WRN(Backbone):
         self,
         num_classes: PositiveInt,
         *,
-        depth: PositiveInt = 28,
+        depth: Annotated[int, Field(gt=0, le=1000)] = 28,
         widen: PositiveInt = 10,
         dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ) -> None:

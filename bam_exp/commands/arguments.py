@@ -2,6 +2,7 @@
 
 import argparse
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message and end with exit code 2."""
         self.exit(2, f"{self.prog}: {message}  (--help shows the usage)\n")
+
+
+def whole_number(largest: int = 2**31 - 1) -> Callable[[str], int]:
+    """A function that converts an argument to a whole number from 1 to the largest."""
+
+    def convert(argument: str) -> int:
+        try:
+            number = int(argument)
+        except ValueError:
+            number = 0
+        if not 1 <= number <= largest:
+            raise argparse.ArgumentTypeError(f"{argument}: should be a whole number from 1 to {largest}")
+        return number
+
+    return convert
 
 
 def path(argument: str) -> Path:

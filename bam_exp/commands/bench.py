@@ -8,21 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 from bam_exp.bench.table import COMMANDS
-from bam_exp.commands.arguments import Parser, folder
+from bam_exp.commands.arguments import Parser, folder, whole_number
 from bam_exp.config import choice_file, choice_names
 from bam_exp.errors import BamError, ConfigError
 from bam_exp.exits import one_line_errors
-
-
-def _positive(word: str) -> int:
-    """Convert an argument to a whole number above 0."""
-    try:
-        number = int(word)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{word}: should be a whole number above 0")
-    return number
 
 
 def _is_detector(backbone: str) -> bool:
@@ -52,7 +41,7 @@ a call replaces what that sub-command wrote there before
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for command, what in COMMANDS.items():
         one = commands.add_parser(command, help=what, description=f"{what[0].upper()}{what[1:]}.")
-        option = partial(one.add_argument, type=_positive, metavar="N")
+        option = partial(one.add_argument, type=whole_number(), metavar="N")
         if command == "store":
             option("--lines", default=10_000, help="lines of results/runs.csv (10000)")
             option("--folders", default=3_000, help="folders of runs, of 100 kB each (3000)")
@@ -68,7 +57,9 @@ a call replaces what that sub-command wrote there before
             one.add_argument("--backbone", choices=backbones, default=default, metavar="NAME", help=listed)
         option("--batch", help="images a step (128, and on a CPU 16 in step and module)")
         option("--rounds", help="blocks timed of each variant (10)")
-        option("--threads", help="CPU threads (on a CPU one: the figures are then of one core)")
+        option(
+            "--threads", type=whole_number(1024), help="CPU threads (on a CPU one: the figures are then of one core)"
+        )
         one.add_argument(
             "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: the GPU if there is one"
         )

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+from bam_exp.commands.arguments import Parser
 from bam_exp.config import extra_folders, packages, use_folders
 from bam_exp.errors import ConfigError
 
@@ -67,6 +68,18 @@ def flags_and_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         else:
             overrides.append(f"+{word}" if word.startswith(("experiment=", "row/")) else word)
     return flags, overrides
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """End `bam-train` with one line and exit code 2 if Hydra, which would print its usage, does not know a flag or its value."""
+    parser = Parser(prog="bam-train", add_help=False)
+    for names in (("--help", "-h"), ("--hydra-help",), ("--resolve",), ("--run", "-r"), ("--multirun", "-m")):
+        parser.add_argument(*names, action="store_true")
+    for names in (("--package", "-p"), ("--config-path", "-cp"), ("--config-name", "-cn"), ("--config-dir", "-cd")):
+        parser.add_argument(*names)
+    parser.add_argument("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.add_argument("--info", "-i", nargs="?", choices=sorted(_INFO))
+    parser.parse_args(flags)
 
 
 def value_of(flags: Sequence[str], *names: str) -> str | None:

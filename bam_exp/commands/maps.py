@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bam_exp.commands.arguments import Parser, folder, path
+from bam_exp.commands.arguments import Parser, folder, path, whole_number
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
 from bam_exp.files import write_atomically
@@ -37,7 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image files (without any: test images of different classes)"
     )
-    parser.add_argument("--count", type=int, default=4, metavar="N", help="how many test images to show (4)")
+    parser.add_argument(
+        "--count", type=whole_number(100), default=4, metavar="N", help="how many test images to show (4)"
+    )
     parser.add_argument("--output", type=path, default="maps.png", metavar="FILE", help="the picture (maps.png)")
     parser.add_argument("--tensorboard", action="store_true", help="show the picture in the run's TensorBoard, too")
     parser.add_argument(
@@ -61,8 +63,6 @@ def maps(options: argparse.Namespace) -> None:
         DataError: if an image or the data cannot be read.
         WriteError: if the picture cannot be written.
     """
-    if not 1 <= options.count <= 100:
-        raise ConfigError(f"--count {options.count}: should be a number of images from 1 to 100")
     output: Path = options.output
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
         raise ConfigError(f"--output {output}: should be the name of a .png file in a folder that exists")

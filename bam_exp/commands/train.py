@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bam_exp import __version__, config, tables
-from bam_exp.commands.environment import flags_and_overrides, use_environment, value_of
+from bam_exp.commands.environment import check_flags, flags_and_overrides, use_environment, value_of
 from bam_exp.config import Chosen, extra_folders
 from bam_exp.console import INTERRUPTED, ending_at_once, say
 from bam_exp.errors import ConfigError
@@ -162,7 +162,9 @@ def _help() -> str:
     """The help of conf/config.yaml as Hydra prints it, without composing a config."""
     from omegaconf import OmegaConf
 
-    content: Any = config.read_yaml(config.config_dir() / "config.yaml")
+    from bam_exp.config.strict_yaml import read_yaml
+
+    content: Any = read_yaml(config.config_dir() / "config.yaml")
     text: str = OmegaConf.create(content).hydra.help.template
     return text
 
@@ -197,6 +199,9 @@ def _checked(words: list[str]) -> list[str]:
         ConfigError: naming the word.
     """
     flags, overrides = flags_and_overrides(words)
+    check_flags(flags)
+    if "--hydra-help" in flags:
+        return ["--hydra-help"]  # with overrides, Hydra would compose a config without bam_exp's keys
     use_environment(value_of(flags, "--config-dir", "-cd"))
     config.check_overrides(overrides)
     parsed = config.parse_overrides(overrides)

@@ -12,7 +12,6 @@ from bam_exp.config.choices import (
     extra_folders,
     nearest,
     packages,
-    read_yaml,
     use_folders,
 )
 from bam_exp.config.chosen import Choice, Chosen
@@ -37,7 +36,6 @@ __all__ = [
     "one_line",
     "packages",
     "parse_overrides",
-    "read_yaml",
     "refused",
     "remembered",
     "search_path",

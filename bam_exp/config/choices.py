@@ -1,6 +1,7 @@
 """The choices that exist: one YAML file for each, conf/<group>/<choice>.yaml."""
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,9 @@ GROUPS = ("data", "backbone", "attention", "recipe", "trainer")
 
 NAMED = ("data", "backbone", "attention", "recipe")
 """The groups that can change a number, in the order in which they name a run's folder. The trainer group is not among them."""
+
+NAME = re.compile(r"\w[\w.+-]*")
+"""The names that a choice, which is part of the name of a run's folder, and a row of a table can have."""
 
 SETTINGS = ("seed", "data_root", "output_dir", "weights", "evaluate", "images")
 """The keys beside the groups in conf/config.yaml."""
@@ -55,6 +59,8 @@ def _check_new(folder: Path) -> None:
         for path in sorted((folder / group).glob("*.yaml")):
             if path.stem in choice_names(group):
                 raise ConfigError(f"{path}: {group} {path.stem} exists already; choose another name")
+            if group != "table":  # a table is read when it is named, and a choice also by Hydra, which is less strict
+                read_choice(path)
 
 
 def extra_folders() -> Sequence[Path]:
@@ -75,22 +81,6 @@ def choice_path(group: str, choice: str) -> Path | None:
     return None
 
 
-def read_yaml(path: Path) -> object:
-    """The content of a YAML file.
-
-    Raises:
-        ConfigError: if it cannot be read or is not YAML.
-    """
-    import yaml  # here, because bam-doctor works without it
-
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-
-
 @cache
 def choice_file(group: str, choice: str) -> Mapping[str, Any]:
     """The content of a choice's file, or an empty mapping if there is no such file.
@@ -99,8 +89,17 @@ def choice_file(group: str, choice: str) -> Mapping[str, Any]:
         ConfigError: if the file is not a YAML mapping.
     """
     path = choice_path(group, choice)
-    if path is None:
-        return {}
+    return {} if path is None else read_choice(path)
+
+
+def read_choice(path: Path) -> Mapping[str, Any]:
+    """The content of the file of a choice.
+
+    Raises:
+        ConfigError: if the file is not a YAML mapping.
+    """
+    from bam_exp.config.strict_yaml import read_yaml  # here, because bam-doctor works without PyYAML
+
     content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: should be a mapping with a _target_, found {type(content).__name__}")

@@ -2,14 +2,13 @@
 
 import inspect
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from bam_exp.config.choices import GROUPS, SETTINGS, choice_file, choice_names, nearest
+from bam_exp.config.choices import GROUPS, NAME, SETTINGS, choice_file, choice_names, nearest
 from bam_exp.config.messages import one_line
 from bam_exp.config.targets import Factory, call, defaults_of, find_target
 from bam_exp.errors import ConfigError
@@ -17,9 +16,6 @@ from bam_exp.files import WEIGHTS
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-_CHOICE = re.compile(r"\w[\w.+-]*")
-"""The name of a choice, which is part of the name of a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class Choice:
         node = cfg.get(group)
         if not isinstance(node, DictConfig):
             raise ConfigError(f"{group}={node}: should be one of {', '.join(choice_names(group))}")
-        if not _CHOICE.fullmatch(name) or name.endswith((".yaml", ".yml")):
+        if not NAME.fullmatch(name) or name.endswith((".yaml", ".yml")):
             raise ConfigError(
                 f"{group}={name}: should be a name, not a path (there are {', '.join(choice_names(group))})"
             )

@@ -29,7 +29,10 @@ def one_line(error: BaseException) -> str:
     hydra = sys.modules.get("hydra.errors")
     if hydra is not None and isinstance(error, hydra.MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return _no_such_choice(group, choice, [str(option) for option in error.options or []])
+        parent = re.match(r"In '([^']+)'", str(error))
+        named_by = f"{parent.group(1)}: its defaults name " if parent and parent.group(1) != "config" else ""
+        options = [str(option) for option in error.options or choice_names(group)]
+        return named_by + _no_such_choice(group, choice, options)
     text = str(error)
     if hydra is not None and isinstance(error, hydra.HydraException):
         if match := re.search(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):

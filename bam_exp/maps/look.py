@@ -109,7 +109,7 @@ def figures_of(run: Trained, baseline: Trained | None) -> Figures | None:
 
 def as_text(figures: Figures) -> str:
     """The figures as a table, with what they mean."""
-    head = ("", "inside", "outside", "difference", "AUC", "(untrained)", "AUC of F", "of F′")
+    head = ("", "inside", "outside", "difference", "AUC", "start", "F", "F′")
     rows = [
         (
             row.name,
@@ -128,10 +128,13 @@ def as_text(figures: Figures) -> str:
     baseline = f"; of the baseline: {figures.baseline_cam.mean:.2f}" if figures.baseline_cam else ""
     return "\n".join(
         [
-            f"M(F), averaged over the channels, inside and outside the object, in {figures.images} test images:",
+            "M(F), averaged over the channels, inside and outside the object,",
+            f"in {figures.images} test images:",
             *lines,
             f"AUC of Grad-CAM at the last stage: {figures.cam.mean:.2f}{baseline}",
-            "± is the half-width of the 95 % interval over the images. AUC: the probability that a pixel of the object has a",
-            "higher value than one outside it; 0.5 is chance. Untrained: the same network before its first step.",
+            "± is the half-width of the 95 % interval over the images. AUC: the probability",
+            "that a pixel of the object has a higher value than one outside it; 0.5 is",
+            "chance. start: AUC of M(F) in the same network before its first step. F and F′:",
+            "AUC of the norm of the map before the attention and after it.",
         ]
     )

@@ -15,6 +15,7 @@ from bam_exp.build import build
 from bam_exp.config import NAMED, Chosen, nearest
 from bam_exp.data.dataset import DataSet
 from bam_exp.errors import ConfigError, DataError
+from bam_exp.files import reason_of
 from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, Result, failure_of, read_file, read_progress
 from bam_exp.tasks import Classification
 from bam_exp.weights import load_weights, put_weights, read_checkpoint, upright_rgb
@@ -84,9 +85,12 @@ def find_run(word: str, output_dir: Path) -> Path:
         ConfigError: if there is none.
     """
     runs = output_dir / "runs"
-    for folder in (Path(word), runs / word):
-        if (folder / BEGUN).is_file() or (folder / RESULT).is_file():
-            return folder
+    try:
+        for folder in (Path(word), runs / word):
+            if (folder / BEGUN).is_file() or (folder / RESULT).is_file():
+                return folder
+    except OSError as error:  # such as a name that is too long
+        raise ConfigError(f"{word}: should be the folder of a run ({reason_of(error)})") from error
     names = sorted(str(path.parent.relative_to(runs)) for path in runs.glob("*/" * (len(NAMED) + 1) + BEGUN))
     hint = nearest(word, names) or (
         f" (the first of {len(names)} is {names[0]})" if names else f" ({runs} has no runs)"

@@ -1,12 +1,11 @@
 """Reading tables: conf/table/<table>.yaml, of the package or of the user's folders."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from bam_exp.config.choices import choice_names, choice_path, nearest
+from bam_exp.config.choices import NAME, choice_names, choice_path, nearest
+from bam_exp.config.strict_yaml import read_yaml
 from bam_exp.errors import ConfigError
 from bam_exp.figures import FIGURES
 from bam_exp.tables.table import Row, Table
@@ -59,7 +58,7 @@ def load_table(name: str) -> Table:
         raise ConfigError(
             f"{name}: there is no such table{nearest(name, table_names())} (there are {', '.join(table_names())})"
         )
-    content = _read(path)
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: should be a mapping with title, metric, columns, seeds, base and rows")
     try:
@@ -93,6 +92,8 @@ def _inconsistent(file: _TableFile) -> str | None:
     if file.metric not in file.columns:
         return f"metric: {file.metric} is not one of the columns"
     for row_name, row in file.rows.items():
+        if not NAME.fullmatch(row_name):  # +row/<table>=<row> is what selects it
+            return f"rows.{row_name or repr(row_name)}: the name of a row should have letters, digits and . + - _ only"
         for figure, printed in row.paper.items():
             if figure not in file.columns:
                 return (
@@ -121,33 +122,6 @@ def _first(error: ValidationError) -> str:
         return f"{key}: no such key{nearest(first['loc'][-1], model.model_fields)}"
     if first["type"] == "missing":
         return f"{key}: is missing"
+    if first["type"] == "model_type":
+        return f"{key}={first['input']}: should be a mapping, such as {{label: ..., set: ...}}"
     return f"{key}={first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
-
-
-_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C if PyYAML was built with it
-
-
-class _UniqueKeys(_YAML):  # type: ignore[misc, valid-type]
-    """The safe loader, which also refuses a key that occurs twice in a mapping."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"{key}: occurs twice in one mapping, in line {node.start_mark.line + 1}")
-        return super().construct_mapping(node, deep)
-
-
-def _read(path: Path) -> object:
-    try:
-        text = path.read_text(encoding="utf-8")
-        # A few lines of nested aliases can expand to gigabytes, and no table needs any.
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _YAML)):
-            raise ConfigError(f"{path}: YAML aliases (*name) are not allowed in a table")
-        return yaml.load(text, _UniqueKeys)
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error

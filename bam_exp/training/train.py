@@ -13,6 +13,7 @@ from bam_exp.build import Parts
 from bam_exp.config import search_path
 from bam_exp.console import say
 from bam_exp.errors import BamError, Busy, ConfigError, RankFailed
+from bam_exp.exits import out_of_memory
 from bam_exp.figures import FIGURES
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.gpus import gpu_lease, show_gpu_of_rank
@@ -112,7 +113,8 @@ def _launch(run: Run, machine: Machine, command: str | None) -> None:
 def _fail(run: Run, machine: Machine, error: Exception) -> None:
     """Report that the run has failed in this process; with several ranks, every rank comes here."""
     world, trace = machine.world, traceback.format_exc()
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    no_memory = out_of_memory(error)
+    reason = no_memory or f"{type(error).__name__}: {' '.join(str(error).split())}"
     if world.size > 1:
         reason = f"rank {world.rank} of {world.size}: {reason}"
         # gloo raises a plain RuntimeError if the connection to another rank is lost.
@@ -120,7 +122,7 @@ def _fail(run: Run, machine: Machine, error: Exception) -> None:
             time.sleep(2)  # leaves the rank that has broken the connection the time to say why
             if failure_of(run.folder) is not None:
                 return
-    if not isinstance(error, BamError | OSError):  # whose line says everything
+    if no_memory is None and not isinstance(error, BamError | OSError):  # whose line says everything
         say(trace.rstrip())
     _say_failed(run, reason, trace)
 

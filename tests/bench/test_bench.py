@@ -200,7 +200,14 @@ def test_a_sub_command_replaces_its_own_rows_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("step", "--backbone", "resnet51"), ("module", "--rounds", "0"), ("nothing",), ("step", "--device", "cuda")],
+    [
+        ("step", "--backbone", "resnet51"),
+        ("module", "--rounds", "0"),
+        ("nothing",),
+        ("step", "--device", "cuda"),
+        ("step", "--batch", "9" * 26),
+        ("module", "--threads", "100000"),
+    ],
 )
 def test_what_is_typed_wrong_is_refused(bam_bench: Command, words: tuple[str, ...]) -> None:
     if "cuda" in words and torch.cuda.is_available():

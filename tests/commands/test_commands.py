@@ -74,6 +74,9 @@ WRONG = {
     "a secret": (["+wandb_token=abc123"], ["wandb_token", "secret"]),
     "not an override": (["attention"], ["attention"]),
     "no plugin of a sweeper": (["hydra/sweeper=optuna"], ["hydra/sweeper=optuna", "pip install 'bam_exp[optuna]'"]),
+    "unknown flag": (["--nosuch"], ["--nosuch"]),
+    "flag with a wrong value": (["--cfg", "x"], ["--cfg", "'job'"]),
+    "flag without its value": (["--config-dir"], ["--config-dir"]),
     "no data": (["data=cifar100", "data_root=nowhere"], ["nowhere", "cifar-100-python"]),
 }
 
@@ -148,3 +151,43 @@ def test_a_path_that_can_be_no_folder_is_refused(bam_tables: Command, tmp_path: 
     assert (ended.code, len(ended.err.splitlines())) == (2, 1)
     assert "--output-dir" in ended.err
     assert (tmp_path / "file").read_text() == "content"
+
+
+FILES = {
+    "aliases": (b"a: &a [x, x]\nb: *a\n_target_: bam_exp.backbones.ResNet\n", ["own.yaml", "aliases"]),
+    "not UTF-8": (b"\xff\xfe_target_: bam_exp.backbones.ResNet\n", ["own.yaml", "not YAML"]),
+    "a key twice": (b"depth: 20\ndepth: 34\n_target_: bam_exp.backbones.ResNet\n", ["own.yaml", "depth: occurs twice"]),
+    "no mapping": (b"- depth: 20\n", ["own.yaml", "should be a mapping"]),
+    "defaults that are not there": (b"defaults: [nothing]\n", ["backbone/own", "backbone=nothing", "resnet20"]),
+    "another package's callable": (b"_target_: os.system\n", ["backbone._target_=os.system"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_wrong_file_of_a_choice_gets_one_line(tmp_path: Path, case: str) -> None:
+    content, expected = FILES[case]
+    (tmp_path / "conf" / "backbone").mkdir(parents=True)
+    (tmp_path / "conf" / "backbone" / "own.yaml").write_bytes(content)
+    command = [sys.executable, "-m", "bam_exp", "--config-dir", "conf", "backbone=own"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
+    assert all(word in ended.stderr for word in expected), ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["conf"]
+
+
+def test_a_folder_that_has_been_deleted_is_named(tmp_path: Path) -> None:
+    """The current folder of a shell, which another shell has removed."""
+    program = Path(sys.executable).with_name("bam-train")
+    command = f"mkdir gone && cd gone && rmdir ../gone && {program} seed=1"
+    ended = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        "bam-train: the current folder no longer exists; change to another\n",
+    )
+
+
+def test_a_network_that_is_too_large_for_the_memory_is_one_line(bam_train: Command) -> None:
+    ended = bam_train(*TINY, "backbone.widen=100000")
+    assert ended.code == 1
+    assert "failed: the memory does not suffice for an allocation of 92160.00 GB" in ended.err
+    assert "Traceback" not in ended.err

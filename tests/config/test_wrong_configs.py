@@ -141,6 +141,11 @@ def test_wrong_configs_are_refused_with_one_line(count: int, tmp_path: Path, cap
         ("recipe.lr=inf", "recipe.lr=inf: input should be a finite number"),
         ("trainer.checkpoint_minutes=inf", "trainer.checkpoint_minutes=inf"),
         ("trainer.threads=100000", "trainer.threads=100000"),
+        ("attention.dilation=2000", "attention.dilation=2000: input should be less than or equal to 1024"),
+        (
+            "recipe.epochs=99999999999999999999",
+            "recipe.epochs=99999999999999999999: input should be less than or equal to",
+        ),
         ("seed=${seed}", "seed: Recursive interpolation"),
         ("output_dir=${nothing}", "output_dir: Interpolation key 'nothing' not found"),
         ("recipe.lr=${nothing}", "recipe.lr: Interpolation key 'nothing' not found"),

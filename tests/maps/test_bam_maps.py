@@ -163,8 +163,9 @@ def keep(_runs: Path) -> None:
         (keep, [NAME, "cut.png"], "cut.png: "),
         (keep, [NAME, "nowhere.jpg"], "nowhere.jpg: cannot be read as an image (No such file or directory)"),
         (keep, [NAME, "runs"], "runs: cannot be read as an image (Is a directory)"),
-        (keep, [NAME, "--count", "0"], "--count 0: should be a number of images"),
+        (keep, [NAME, "--count", "0"], "argument --count: 0: should be a whole number from 1 to 100"),
         (keep, [NAME, "--count", "21"], "--count 21: the first 40 test images are of 20 classes only"),
+        (keep, ["x" * 5000], "should be the folder of a run (File name too long)"),
         (
             keep,
             [NAME, "--output", "maps.pdf"],

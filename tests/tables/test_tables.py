@@ -87,6 +87,10 @@ def table(**changes: object) -> str:
         ({"notes": {"b": {"params": "why"}}}, "notes.b"),
         ({"notes": {"a": {"top1_error": "why"}}}, "notes.a.top1_error"),
         ({"rows": []}, "rows"),
+        ({"rows": {"a": None}}, "rows.a=None: should be a mapping"),
+        ({"rows": {"": {}}}, "rows.'': the name of a row"),
+        ({"rows": {"a b/c": {}}}, "rows.a b/c: the name of a row"),
+        ({"rows": {"../x": {}}}, "rows.../x: the name of a row"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(own_tables: Path, changes: dict[str, object], named: str) -> None:
