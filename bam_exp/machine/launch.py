@@ -63,14 +63,16 @@ def _first_failure(error: ChildFailedError, count: int) -> BaseException:
     rank, failure = min(error.failures.items(), key=lambda item: (_is_consequence(item[1]), item[1].timestamp, item[0]))
     if failure.exitcode in [128 + number for number in stop_signals()]:
         return SystemExit(failure.exitcode)
-    kind, _, text = _message(failure).partition(": ")
+    text = _message(failure)
+    kind, _, message = text.partition(": ")
     if kind in ("Busy", "ConfigError"):
-        return {"Busy": Busy, "ConfigError": ConfigError}[kind](text)
-    if failure.exitcode < 0:
+        return {"Busy": Busy, "ConfigError": ConfigError}[kind](message)
+    # A thread of gloo may abort a rank that is exiting after it has recorded its error.
+    if failure.exitcode < 0 and not text:
         name = signal.Signals(-failure.exitcode).name
         memory = " (out of memory?)" if name == "SIGKILL" else ""
         return RankFailed(f"rank {rank} of {count} was killed by {name}{memory}")
-    reason = f": {_message(failure)}" if _message(failure) else f" ended with exit code {failure.exitcode}"
+    reason = f": {text}" if text else f" ended with exit code {failure.exitcode}"
     failed = RankFailed(f"rank {rank} of {count}{reason}")
     failed.trace = _details(failure).get("extraInfo", {}).get("py_callstack", "")
     return failed

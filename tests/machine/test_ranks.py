@@ -262,26 +262,29 @@ def test_a_run_that_is_taken_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 RAISES = """
-import sys
+import atexit
+import os
 from bam_exp.machine import ranks
 from bam_exp.training import fit
 original = fit.fit
 def broken(*given):
     if ranks.rank() == 1:
+        if "ABORT" in os.environ:
+            atexit.register(os.abort)
         raise KeyError("a mistake of rank 1")
     return original(*given)
 fit.fit = broken
 """
 
 
-def test_a_rank_that_raises_is_named_with_its_reason(tmp_path: Path) -> None:
-    """The other rank's lost connection is not reported: it is only the consequence."""
+@pytest.mark.parametrize("variables", [{}, {"ABORT": "1"}], ids=["and exits", "and is aborted as it exits"])
+def test_a_rank_that_raises_is_named_with_its_reason(tmp_path: Path, variables: dict[str, str]) -> None:
+    """The other rank's lost connection is not reported: it is only the consequence. A thread of gloo may abort an exit."""
     (tmp_path / "sitecustomize.py").write_text(RAISES)
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', Path(__file__).parents[2])}"
     words = [sys.executable, "-m", "bam_exp", *WORDS, "trainer.devices=2", f"output_dir={tmp_path}"]
-    run = subprocess.run(
-        words, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False, timeout=120
-    )
+    environment = {**os.environ, **variables, "PYTHONPATH": path}
+    run = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 1
     [line] = [line for line in run.stderr.splitlines() if line.startswith("bam-train: ")]
     assert line.endswith("failed: rank 1 of 2: KeyError: 'a mistake of rank 1'")
