@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from bam_exp.errors import WriteError
+from bam_exp.errors import DataError, WriteError
 
 WEIGHTS = "weights.safetensors"
 """Name of the file of weights in the folder of a run."""
@@ -33,6 +33,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({reason_of(error)})") from error
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file whose name the user has typed, and its folder; it appears as a whole or not at all. Raises DataError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except WriteError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def clear_parts(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bam_exp.commands.arguments import Parser, folder, path, whole_number
 from bam_exp.errors import ConfigError
 from bam_exp.exits import one_line_errors
-from bam_exp.files import write_atomically
+from bam_exp.files import write_output
 from bam_exp.runs.folder import EVENTS
 
 if TYPE_CHECKING:
@@ -60,8 +60,7 @@ def maps(options: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: if the run cannot be used.
-        DataError: if an image or the data cannot be read.
-        WriteError: if the picture cannot be written.
+        DataError: if an image or the data cannot be read, or the picture cannot be written.
     """
     output: Path = options.output
     if output.suffix.lower() != ".png" or not output.parent.is_dir():
@@ -74,7 +73,7 @@ def maps(options: argparse.Namespace) -> None:
     baseline = load_baseline(run)
     picture = picture_of(run, baseline, options.images, options.count)
     figure = draw(picture)
-    write_atomically(output, png(figure))
+    write_output(output, png(figure))
     if options.tensorboard:
         _add_to_tensorboard(figure, run.folder)
     if (figures := figures_of(run, baseline)) is not None:

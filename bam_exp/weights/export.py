@@ -11,7 +11,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from bam_exp.errors import ConfigError, DataError
-from bam_exp.weights.file import write_output
+from bam_exp.files import write_output
 from bam_exp.weights.metadata import Metadata, read_metadata, weights_file
 from bam_exp.weights.network import load_network
 

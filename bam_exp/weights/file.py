@@ -7,8 +7,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, contiguous_format, nn
 
-from bam_exp.errors import DataError, WriteError
-from bam_exp.files import reason_of, write_atomically
+from bam_exp.errors import DataError
+from bam_exp.files import write_output
 
 _CLASSIFIERS = ("head.", "heads.", "roi_heads.box_predictor.")
 """Layers whose shape depends on the number of classes."""
@@ -26,17 +26,6 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[s
     except SafetensorError as error:
         raise DataError(f"{path}: cannot be written ({first_line(error)})") from error
     write_output(path, content)
-
-
-def write_output(path: Path, content: bytes) -> None:
-    """Write a file that the user has asked for, and its folder; it appears as a whole or not at all. Raises DataError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
-    except WriteError as error:
-        raise DataError(str(error)) from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({reason_of(error)})") from error
 
 
 def load_weights(network: nn.Module, path: Path, *, onto: bool = False) -> list[str]:

@@ -148,6 +148,10 @@ def lost(runs: Path) -> None:
         without(pattern)(runs)
 
 
+def taken(_runs: Path) -> None:
+    Path("taken.png").mkdir()
+
+
 def keep(_runs: Path) -> None:
     Path("text.png").write_text("not an image")
     Path("cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
@@ -176,6 +180,7 @@ def keep(_runs: Path) -> None:
             [NAME, "--output", "nowhere/maps.png"],
             "--output nowhere/maps.png: should be the name of a .png file in a folder that exists",
         ),
+        (taken, [NAME, "--output", "taken.png"], "taken.png: cannot be written (Is a directory)"),
         (without("result.json"), [NAME], "this run is not finished"),
         (lost, [NAME], "its network is lost"),
         (cut, [NAME], "result.json: not a file of bam_exp"),

@@ -184,6 +184,21 @@ def test_a_folder_that_cannot_be_written_is_one_line(bam_train: Command, tmp_pat
     assert "output_dir" in line
 
 
+def test_a_sweep_that_slurm_refuses_is_one_line(
+    bam_train: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "sbatch: error: invalid partition specified: nowhere"
+    programs = {"sbatch": f"#!/bin/sh\necho '{said}' >&2\nexit 1\n", "srun": "#!/bin/sh\n"}
+    for name, script in programs.items():
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    ended = bam_train("-m", "seed=0,1", *TINY, "hydra/launcher=submitit_slurm", "hydra.launcher.partition=nowhere")
+    assert ended.code == 2
+    assert [line for line in ended.err.splitlines() if line.startswith("bam-train: ")] == [f"bam-train: {said}"]
+    assert "Traceback" not in ended.err
+
+
 def test_a_job_knows_its_place_and_the_sweep_its_time_to_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
