@@ -1,12 +1,11 @@
 """The pictures of a report as files, drawn again only if what they show has changed: matplotlib takes seconds."""
 
 import base64
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bam_exp.config import remembered
-from bam_exp.reports.curves import curves_of, files_of_curve
+from bam_exp.reports.curves import curves_of, stamps_of_curves
 from bam_exp.reports.report import Report
 
 
@@ -45,15 +44,5 @@ def drawn(report: Report, output_dir: Path) -> dict[str, Drawn]:
         }
 
     shown = replace(report, rows=[replace(row, lines=()) for row in report.rows], remarks=())
-    runs = [(row.name, *map(_stamp, files_of_curve(line, output_dir))) for row in report.rows for line in row.lines]
-    kept = remembered("pictures", [repr(shown), runs], draw)
+    kept = remembered("pictures", [repr(shown), stamps_of_curves(report, output_dir)], draw)
     return {name: Drawn(inline, base64.b64decode(png), svg, width) for name, (inline, png, svg, width) in kept.items()}
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Modification time and size of a file that may have a curve; zeros where there is none."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 (of thousands of runs)
-    except OSError:
-        return 0, 0
-    return status.st_mtime_ns, status.st_size

@@ -3,9 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
 from conftest import Command
 
+from bam_exp.bench.store import make_store
+from bam_exp.reports import plots, write
 from bam_exp.reports.answers import Answers
 from bam_exp.reports.assemble import Sources, make_report
 from bam_exp.reports.facts import row_facts
@@ -82,3 +86,25 @@ def test_training_curves_have_a_band_over_the_seeds(bam_tables: Command, tmp_pat
 
 def test_a_table_without_runs_has_no_pictures(tmp_path: Path) -> None:
     assert pictures_of(report_of(tmp_path, "table1b"), {}) == {}
+
+
+def test_pictures_are_drawn_again_only_for_a_new_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_store(tmp_path, 0, 10)
+    drawings = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal drawings
+        drawings += 1
+        return pictures_of(*given)
+
+    monkeypatch.setattr(plots, "pictures_of", counted)
+    for _ in range(3):
+        assert write.main(["table1a"], str(tmp_path), formats=("plots",)) == 0
+    assert drawings == 1
+    picture = tmp_path / "results" / "plots" / "table1a-curves.svg"
+    before = picture.read_bytes()
+    [result, *_] = sorted(tmp_path.glob("runs/cifar100/resnet50/bam*/**/result.json"))
+    result.write_text(result.read_text().replace('"test/top1_error": 9', '"test/top1_error": 7'))
+    assert write.main(["table1a"], str(tmp_path), formats=("plots",)) == 0
+    assert drawings == 2
+    assert picture.read_bytes() != before
