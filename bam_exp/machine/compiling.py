@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,8 @@ def compile_network(
     import torch._inductor.config as inductor
     from torch._dynamo.exc import TorchDynamoException  # takes two seconds
 
+    # A network in bfloat16 has a last layer in float32, which is not worth a warning.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     # PyTorch reads the variable when it is imported, which the process that a run is forked from has done.
     inductor.compile_threads = int(os.environ.get(WORKERS) or min(cores_per_process(), 32))
     eager, sizes, said = network.forward, {True: set(train_sizes), False: set(test_sizes)}, False

@@ -31,9 +31,9 @@ class Server:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-P", "-m", "bam_exp.sweeps.server", str(theirs.fileno())]
-            self.process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], start_new_session=True, env=dict(environment)
-            )
+            # NumPy starts the threads of OpenBLAS when it is imported, and a process with threads is not safe to fork.
+            variables = {"OPENBLAS_NUM_THREADS": "1", **environment}
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=variables)
         self.connection = ours
 
     def start(self, words: Sequence[str], environment: Mapping[str, str]) -> "Forked":

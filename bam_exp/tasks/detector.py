@@ -70,6 +70,20 @@ class DetectionLearner(Learner):
         self._share = (loss * weight).detach()
         return loss * weight + self.batch_weight * weight
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Limit the norm of the gradient. Lightning's own form refuses a fused optimizer under autocast.
+
+        Its reason is the scaling of gradients in float16, which bfloat16 does without.
+        """
+        if gradient_clip_val is not None:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            nn.utils.clip_grad_norm_(weights, gradient_clip_val)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """With several ranks, divide gradients and loss by the weight of the whole batch, which is now known."""
         if ranks.size() == 1:

@@ -93,7 +93,12 @@ class Progress(pl.Callback):
         self._log_times(trainer, epoch)
         epochs, spent = int(trainer.max_epochs or 0), self.timing.spent
         steps_left = _all_steps(trainer) - trainer.global_step
-        to_go = sum(self.timing.seconds) / max(1, trainer.global_step - self.first_step) * steps_left
+        # The first epoch of a process chooses and compiles kernels; it is the measure only until there is another.
+        if later := self.timing.seconds[1:]:
+            step_seconds = sum(later) / len(later) / trainer.num_training_batches
+        else:
+            step_seconds = self.timing.seconds[0] / max(1, trainer.global_step - self.first_step)
+        to_go = step_seconds * steps_left
         skipped = f"  {figures['train/skipped_images']:.0f} images skipped" if "train/skipped_images" in figures else ""
         waited = ""
         if spent.waited > spent.seconds / 100:

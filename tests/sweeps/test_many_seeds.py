@@ -8,6 +8,7 @@ import pytest
 from conftest import Command
 
 from bam_exp.sweeps import sweep
+from bam_exp.sweeps.forked import Server
 from sweeps.test_sweep import SLOW, begin, owner
 
 
@@ -59,3 +60,14 @@ def test_the_loss_of_the_server_is_the_loss_of_one_run(tmp_path: Path) -> None:
     assert "stopped by SIGTERM; its checkpoint is saved" in failed
     assert list(tmp_path.glob("runs/**/checkpoint-*.pt"))
     assert len(list(tmp_path.glob("runs/**/result.json"))) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks /proc for threads")
+def test_the_process_that_runs_are_forked_from_has_one_thread() -> None:
+    """A fork of a process with several may wait for ever for a lock of another one; Python 3.12 warns of it."""
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    server = Server(environment)
+    assert server.start(["--version"], environment).wait() == 0
+    threads = len(list(Path(f"/proc/{server.process.pid}/task").iterdir()))
+    server.stop()
+    assert threads == 1

@@ -107,6 +107,19 @@ def test_a_row_trains_is_stopped_and_ends_bitwise_the_same(
     assert_same(state(tmp_path / "a"), state(tmp_path / "b"))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_gradient_is_limited(tmp_path: Path, precision: str) -> None:
+    """With a limit near 0 the weights stay where they start, whatever the rate."""
+    weights = []
+    for rate in ("0.01", "0.02"):
+        limited = ("recipe.clip=1e-9", "recipe.weight_decay=0", "recipe.epochs=1", f"trainer.precision={precision}")
+        start(tmp_path / rate, *SMALL_SCENES, *limited, f"recipe.lr={rate}")
+        weights.append(state(tmp_path / rate)["state_dict"])
+    for name, weight in weights[0].items():
+        if name.endswith(("weight", "bias")):
+            torch.testing.assert_close(weight, weights[1][name], rtol=0, atol=1e-7)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("finished")
