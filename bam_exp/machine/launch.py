@@ -21,7 +21,7 @@ from bam_exp.machine.interruption import Interruption, stop_signals
 from bam_exp.processes import LAUNCHED, PARENT
 
 STOP_S = 300
-"""Seconds that ranks have to save a checkpoint after they were told to stop."""
+"""Seconds that ranks have to save a checkpoint after they were told to stop; 30 where PyTorch cannot be told (2.11)."""
 
 
 def launch(count: int, words: Sequence[str], command: str | None) -> None:
@@ -34,6 +34,7 @@ def launch(count: int, words: Sequence[str], command: str | None) -> None:
         Busy, ConfigError: as the ranks raised it.
         SystemExit: 128 + the signal, if the run was told to stop.
     """
+    timeout: dict[str, Any] = {"shutdown_timeout": STOP_S} if hasattr(LaunchConfig, "shutdown_timeout") else {}
     with tempfile.TemporaryDirectory(prefix="bam_exp-ranks-") as folder, _quiet(), _watching_parent():
         config = LaunchConfig(
             min_nodes=1,
@@ -46,7 +47,7 @@ def launch(count: int, words: Sequence[str], command: str | None) -> None:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=folder),  # for the errors of the ranks; their output is not redirected
             signals_to_handle=",".join(number.name for number in stop_signals()),
-            shutdown_timeout=STOP_S,
+            **timeout,
         )
         variables = {PARENT: str(os.getpid()), LAUNCHED: command or ""}
         try:

@@ -320,7 +320,7 @@ def test_an_attention_that_would_run_twice_goes_elsewhere_or_is_refused() -> Non
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)), "never shrink"),
         (lambda: detection.fasterrcnn_resnet50_fpn(**PLAIN), "FasterRCNN does not run on .*example=.*channels="),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10)), "no map that everything goes through"),
-        (lambda: nn.Embedding(10, 10), "does not run on|no image|no output"),
+        (lambda: nn.Embedding(10, 10), "does not run on|no image|no output|no map"),
     ],
 )
 def test_refusals_are_one_line(make: Callable[[], nn.Module], reason: str) -> None:
