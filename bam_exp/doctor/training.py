@@ -23,7 +23,7 @@ from bam_exp.machine.compiling import Mode, compile_network, graphs_skipped
 from bam_exp.tasks import Classification
 from bam_exp.training.lightning import make_trainer
 
-CLOSE = 0.05
+CLOSE = 0.02
 """How far two ways of computing the same few steps may be apart by rounding, relative to the norm of what changed.
 
 Ten small steps (rate 1e-4) are compared: if the initial weights differ by 1e-7 of their size, what changes differs by 0.006, and by
