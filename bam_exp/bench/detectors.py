@@ -103,6 +103,9 @@ def _network(backbone: str, at: str | None) -> Detector:
     if at is not None:
         widths = [seam.channels for seam in network.seams[at]]
         attach(network, BAM, at=at, reduction=min(16, min(widths) // 8))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 0.5)  # with 1, the maps of a new ResNet-101 grow to 10^5, and its errors, too
     return network
 
 
