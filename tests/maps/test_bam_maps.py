@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bam_exp.maps.capture import capture
 from bam_exp.maps.look import figures_of
 from bam_exp.maps.trained import Trained, find_run, load_baseline, load_run, read_images
+from bam_exp.reports.statistics import mean_interval
 
 DATA = Path("data")
 NETWORK = ("backbone.widen=0.5", "attention.reduction=8")
@@ -201,12 +203,20 @@ def test_wrong_input_is_one_line_and_nothing_is_written(
 
 @pytest.mark.slow
 def test_on_the_demo_the_second_attention_finds_the_object(tmp_path: Path) -> None:
-    """About a minute of one core. The first attention does not find the object: docs/maps.md says what that means."""
-    train(tmp_path, "+row/demo=bam", "trainer.device=cpu", "trainer.threads=1")
-    folder = next((tmp_path / "runs").rglob("result.json")).parent
-    figures = figures_of(load_run(find_run(str(folder), tmp_path), DATA), None)
-    assert figures is not None
-    first, second = figures.attentions
-    assert second.difference.mean - second.difference.half_width > 0.1
-    assert second.auc.mean > second.untrained_auc.mean + 0.08
-    assert second.auc.mean > first.auc.mean + 0.15
+    """Three minutes of one core. One seed does not decide it: docs/maps.md says what the six that are trained here mean."""
+    differences, gains, apart = [], [], []
+    for seed in range(6):
+        words = (f"seed={seed}", "trainer.device=cpu", "trainer.threads=1", "trainer.precision=float32")
+        train(tmp_path / str(seed), "+row/demo=bam", *words)
+        folder = next((tmp_path / str(seed) / "runs").rglob("result.json")).parent
+        figures = figures_of(load_run(find_run(str(folder), tmp_path), DATA), None)
+        assert figures is not None
+        first, second = figures.attentions
+        differences.append(second.difference.mean)
+        gains.append(second.auc.mean - second.untrained_auc.mean)
+        apart.append(second.auc.mean - first.auc.mean)
+    of_runs = mean_interval(differences)
+    assert of_runs is not None
+    assert of_runs.low > 0
+    assert mean(gains) > 0.08
+    assert mean(apart) > 0.15
