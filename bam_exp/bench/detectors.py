@@ -105,7 +105,8 @@ def _network(backbone: str, at: str | None) -> Detector:
         attach(network, BAM, at=at, reduction=min(16, min(widths) // 8))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, 0.5)  # with 1, the maps of a new ResNet-101 grow to 10^5, and its errors, too
+            # With 1, the maps of a new ResNet-101 grow to 10^5, and its errors with them.
+            nn.init.constant_(module.weight, 0.5)
     return network
 
 
