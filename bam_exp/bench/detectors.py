@@ -105,7 +105,7 @@ def _network(backbone: str, at: str | None) -> Detector:
         attach(network, BAM, at=at, reduction=min(16, min(widths) // 8))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # With 1, the maps of a new ResNet-101 grow to 10^5, and its errors with them.
+            # With 1, the maps of a new ResNet-101 grow to 10^5, and the gates of BAM magnify the rounding of such maps.
             nn.init.constant_(module.weight, 0.5)
     return network
 
