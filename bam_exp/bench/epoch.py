@@ -31,6 +31,7 @@ def _epochs(bench: Bench, options: argparse.Namespace) -> list[Row]:
     batch, epochs = options.batch or 128, 6 if bench.cuda else 3
     words = words_of(bench, sizes, backbone, batch=batch, epochs=epochs, threads=bench.threads)
     levers = {"bam-train": "", "bam-train attention=none": "attention=none"}
+    levers["bam-train, a checkpoint at every epoch"] = "trainer.checkpoint_minutes=0.001"
     if bench.cuda:
         modes = ("off", "reduce-overhead")
         levers |= {f"bam-train trainer.compile={mode}": f"trainer.compile={mode}" for mode in modes}
@@ -39,9 +40,12 @@ def _epochs(bench: Bench, options: argparse.Namespace) -> list[Row]:
         say(name)
         with tempfile.TemporaryDirectory() as folder:
             result = bam_train([*words, *lever.split(), f"output_dir={folder}"])
-        seconds, trained = result["seconds_per_epoch"], median(epoch["train_seconds"] for epoch in result["times"])
+        seconds = result["seconds_per_epoch"]
+        trained, tested = (
+            median(epoch[part] for epoch in result["times"]) for part in ("train_seconds", "test_seconds")
+        )
         row: Row = {"variant": name, "s/epoch": seconds, "data wait %": result["data_wait_percent"]}
-        row["beside training %"] = 100 * (1 - trained / seconds)  # evaluation, curves and checkpoints
+        row |= {"evaluation %": 100 * tested / seconds, "curves, saving %": 100 * (1 - (trained + tested) / seconds)}
         rows.append({**row, "peak MB": result["peak_memory_mib"] * 2**20 / 1e6})
     say("the typical peer's epochs")
     seconds, waited = _peer_epochs(bench, sizes, backbone, batch, epochs)

@@ -104,8 +104,8 @@ def make_store(folder: Path, lines: int, folders: int) -> None:
         writer.writerows(map(_line, islice(_runs(0), lines)))
     epochs = [{"epoch": epoch, "lr": 0.1, "train/loss": 1 / (1 + epoch), "test/top1_error": 90 - epoch / 5,
                "test/top5_error": 50 - epoch / 6, "test/loss": 2 / (1 + epoch)} for epoch in range(_EPOCHS)]  # fmt: skip
-    times = [{"train_seconds": 20.0 + epoch / 100, "test_seconds": 2.5, "step_ms": 51.1 + epoch / 100,
-              "first_step_ms": 400.5, "data_seconds": 0.25, "save_seconds": 0.5} for epoch in range(_EPOCHS)]  # fmt: skip
+    times = [{"train_seconds": 20.0 + epoch / 100, "data_wait_seconds": 0.25, "test_seconds": 2.5,
+              "step_ms": 51.1 + epoch / 100} for epoch in range(_EPOCHS)]  # fmt: skip
     tail = json.dumps({"epochs": epochs, "times": times}, indent=1)[1:]
     for run in islice(_runs(100_000), folders):
         line = _line(run)

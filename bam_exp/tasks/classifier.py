@@ -27,6 +27,7 @@ class Classifier(Learner):
     task: "Classification"
     train_sums: Tensor
     test_sums: Tensor
+    bounds: Tensor
 
     def __init__(self, task: "Classification") -> None:
         super().__init__(task)
@@ -34,6 +35,7 @@ class Classifier(Learner):
         # dict, so that a run that continues inside an epoch ends it with the same figures.
         self.register_buffer("train_sums", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
+        self.register_buffer("bounds", torch.tensor([1, 5, 0]), persistent=False)
         self.test_hits: list[Tensor] = []
         """For each batch of the evaluation, whether each image's label is ranked first: bool, of this rank's share."""
         self.correct = np.zeros(0, dtype=bool)
@@ -58,7 +60,7 @@ class Classifier(Learner):
         self.seed_step()
         logits = self.network(images)
         loss = F.cross_entropy(logits, labels)
-        _accumulate(self.train_sums, logits, labels, loss)
+        self._accumulate(self.train_sums, ranks_of_labels(logits, labels), loss)
         if ranks.size() == 1:
             return loss
         batches: Batches = self.trainer.train_dataloader  # type: ignore[assignment]  # see `train_dataloader`
@@ -78,7 +80,15 @@ class Classifier(Learner):
         """The errors of one batch of the test set."""
         images, labels = batch
         logits = self.network(images)
-        self.test_hits.append(_accumulate(self.test_sums, logits, labels, F.cross_entropy(logits, labels)))
+        rank = ranks_of_labels(logits, labels)
+        self._accumulate(self.test_sums, rank, F.cross_entropy(logits, labels))
+        self.test_hits.append(rank < 1)
+
+    @torch.no_grad()
+    def _accumulate(self, sums: Tensor, rank: Tensor, loss: Tensor) -> None:
+        """Add a batch to the sums: its mean loss and the rank of each image's label."""
+        sums[0].add_(loss, alpha=rank.numel())
+        sums[1:].add_((rank[:, None] >= self.bounds).sum(0))  # wrong at top 1, wrong at top 5, images
 
     def on_train_start(self) -> None:
         """Sums in a checkpoint are totals over all ranks: rank 0 resumes from them, the others from zero."""
@@ -156,18 +166,6 @@ class Classifier(Learner):
             "best_epoch": best,
             "test_images": int(last["test/images"]),
         }
-
-
-def _accumulate(sums: Tensor, logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
-    """Add a batch to the sums; returns, for each image, whether its label is ranked first, as bool N."""
-    with torch.no_grad():
-        rank, count = ranks_of_labels(logits, labels), labels.numel()
-        first = rank < 1
-        sums[0].add_(loss, alpha=count)
-        sums[1].add_((~first).sum())
-        sums[2].add_((rank >= 5).sum())
-        sums[3].add_(count)
-        return first
 
 
 def ranks_of_labels(logits: Tensor, labels: Tensor) -> Tensor:

@@ -72,11 +72,13 @@ class Progress(pl.Callback):
             self.bar.update(self.task, completed=trainer.global_step)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show in the bar that the test set is evaluated."""
+        """Start the clock of an evaluation, and show in the bar that there is one."""
+        self.timing.start_test()
         self._describe("testing")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Show in the bar that the steps go on."""
+        """Stop the clock of the evaluation, and show in the bar that the steps go on."""
+        self.timing.end_test()
         self._describe("steps")
 
     def _describe(self, words: str) -> None:

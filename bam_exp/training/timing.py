@@ -19,11 +19,12 @@ from bam_exp.data.batches import Batches
 
 @dataclass
 class Spent:
-    """The time that the training of an epoch has taken so far; an interrupted epoch continues from it."""
+    """The time that an epoch has taken so far; an interrupted epoch continues from it."""
 
     seconds: float = 0.0
     waited: float = 0.0
     steps: int = 0
+    tested: float = 0.0
 
 
 class Timing:
@@ -33,7 +34,8 @@ class Timing:
         self.seconds: list[float] = []
         """Wall time of the epochs of this process, including evaluation, curves and what a checkpoint adds to it."""
         self.times: list[dict[str, float]] = []
-        """For each epoch: the seconds of its training, those of them spent waiting for data, and the milliseconds of a step.
+        """For each epoch: the seconds of its training, those of them spent waiting for data, those of its evaluation, and the
+        milliseconds of a step.
 
         The first epoch of a process also has its `first_step_ms`, in which kernels are chosen, compiled or loaded.
         """
@@ -64,6 +66,14 @@ class Timing:
         self.spent.steps += 1
         self._counted, self._waited = now, waited
 
+    def start_test(self) -> None:
+        """Start the clock of an evaluation."""
+        self._test_opened = time.monotonic()
+
+    def end_test(self) -> None:
+        """Count the time of the evaluation."""
+        self.spent.tested += time.monotonic() - self._test_opened
+
     def end_epoch(self) -> None:
         """Record the times of the epoch."""
         self.seconds.append(time.monotonic() - self._opened)
@@ -71,6 +81,7 @@ class Timing:
             {
                 "train_seconds": round(self.spent.seconds, 3),
                 "data_wait_seconds": round(self.spent.waited, 3),
+                "test_seconds": round(self.spent.tested, 3),
                 "step_ms": round(1000 * self.spent.seconds / max(1, self.spent.steps), 3),
             }
         )

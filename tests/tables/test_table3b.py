@@ -54,6 +54,7 @@ def test_every_row_trains_and_is_tested(bam_train: Command, photos: Path, tmp_pa
     assert (
         0 < times["data_wait_seconds"] < times["train_seconds"] == pytest.approx(2 * times["step_ms"] / 1000, abs=0.01)
     )
+    assert 0 < times["test_seconds"] + times["train_seconds"] < found["seconds_per_epoch"]
 
 
 def test_skipped_photos_are_counted_in_every_epoch(bam_train: Command, shared: Path, tmp_path: Path) -> None:
