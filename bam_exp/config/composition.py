@@ -63,13 +63,14 @@ def parse_overrides(overrides: Iterable[str], loader: "ConfigLoader | None" = No
         loader: resolves `glob(…)` to the choices of a group.
 
     Raises:
-        ConfigError: if one of them is not an override. A path that needs quotes is shown with them.
+        ConfigError: if one of them is not an override, or a sweep over sweeps, which Hydra parses and cannot run. A path that
+            needs quotes is shown with them.
     """
     overrides = list(overrides)
     if not overrides:
         return []
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.core.override_parser.types import ChoiceSweep, Glob, Quote, QuotedString, Sweep
 
     parser = OverridesParser.create(config_loader=loader)
     parsed: list[Override] = []
@@ -82,6 +83,10 @@ def parse_overrides(overrides: Iterable[str], loader: "ConfigLoader | None" = No
                 typed = shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
                 raise ConfigError(f"{override}: this path needs quotes inside the shell's, as in {typed}") from error
             raise ConfigError(f"{override or repr(override)}: not of the form key=value ({one_line(error)})") from error
+    for each in parsed:
+        choices = each.value()
+        if isinstance(choices, ChoiceSweep) and any(isinstance(one, Sweep | Glob) for one in choices.list):
+            raise ConfigError(f"{each.input_line}: a sweep within a sweep; write the values out, separated by commas")
     return parsed
 
 

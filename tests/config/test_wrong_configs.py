@@ -167,6 +167,12 @@ def test_a_sweep_without_values_is_refused(word: str) -> None:
         config.swept_values(override)
 
 
+@pytest.mark.parametrize("word", ["seed=range(0,3),5", "attention=glob(bam*),se", "recipe.lr=choice(0.1,0.2),0.3"])
+def test_a_sweep_within_a_sweep_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(word)):
+        config.parse_overrides([word])
+
+
 def right(chance: random.Random) -> list[str]:
     attention = chance.choice(CHOICES["attention"])
     words = [

@@ -44,11 +44,13 @@ def test_a_thousand_runs(tmp_path: Path, count: int, lines: int) -> None:
 
     jobs = len(os.sched_getaffinity(0))
     words = ("-m", "+row/demo=baseline", seeds, *ROW, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={jobs}")
-    sweep = begin(tmp_path, *words)
+    with (tmp_path / "interrupted.log").open("w") as log:  # a pipe that nobody reads would be full after a hundred runs
+        command = [sys.executable, "-m", "bam_exp", *words]
+        sweep = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
     while len(results(tmp_path)) < count // 4 and sweep.poll() is None:
         time.sleep(0.2)
     sweep.kill()
-    sweep.communicate()
+    sweep.wait()
     time.sleep(10)  # for runs that are being stopped
     before = results(tmp_path)
     assert count // 4 <= len(before) < count
