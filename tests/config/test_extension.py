@@ -53,6 +53,21 @@ def test_an_attention_and_a_table_from_outside_train_and_are_reported(tmp_path: 
     assert rows["simam"]["params"] == rows["baseline"]["params"]  # SimAM has no parameters
 
 
+def test_what_a_package_registers_for_the_exit_is_called_in_every_run(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(
+        "import atexit, os\nfrom bam_exp.attention import SE as Mine\n"
+        f"atexit.register(lambda: open({str(tmp_path / 'left')!r}, 'a').write(f'{{os.getpid()}}\\n'))\n"
+    )
+    choice = tmp_path / "conf" / "attention" / "mine.yaml"
+    choice.parent.mkdir(parents=True)
+    choice.write_text("_target_: mine.Mine\nreduction: 8\n")
+    words = ("-m", "--config-dir", str(tmp_path / "conf"), "attention=mine", "backbone=resnet20", "seed=0,1", *FAST)
+    ended = command(tmp_path, "train", *words, path=tmp_path, BAM_EXP_PACKAGES="mine")
+    assert ended.code == 0, ended.err
+    assert len(set((tmp_path / "left").read_text().split())) == 3  # two runs and the process that launches them
+
+
 def test_the_package_must_be_named(tmp_path: Path) -> None:
     """Refused in one line, and the package, which would leave a file behind, is not imported."""
     package = tmp_path / "my_attention"
