@@ -35,6 +35,7 @@ class Classifier(Learner):
         # dict, so that a run that continues inside an epoch ends it with the same figures.
         self.register_buffer("train_sums", torch.zeros(4, dtype=torch.float64))
         self.register_buffer("test_sums", torch.zeros(4, dtype=torch.float64), persistent=False)
+        # The ranks from which a label is wrong at top 1, is wrong at top 5 and counts as an image, which each one does.
         self.register_buffer("bounds", torch.tensor([1, 5, 0]), persistent=False)
         self.test_hits: list[Tensor] = []
         """For each batch of the evaluation, whether each image's label is ranked first: bool, of this rank's share."""
