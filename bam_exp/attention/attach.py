@@ -3,13 +3,15 @@
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from bam_exp.attention.insert import ChannelsLast, attentions, insert, remove
+from bam_exp.attention.insert import ChannelsLast, attentions, insert, place_of, record_of, remove, runs
 from bam_exp.attention.places import Place, found, has, named, stated
 from bam_exp.attention.probe import Map
 from bam_exp.schema import ArgumentError
@@ -19,20 +21,14 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Attached:
-    """The result of `attach`. As text it has one line for each place and for each map that was left out."""
+    """What stands in a network. As text it has one line for each place and for each map that was left out."""
 
-    kind: str
     places: tuple[Place, ...]
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        what = [f"{self.kind} behind {place.name}: {place.map}" for place in self.places]
-        widths = [
-            f"{line} channels" if isinstance(place.map, int) else line
-            for line, place in zip(what, self.places, strict=True)
-        ]
-        return "\n".join([*widths, *(f"left out: {line}" for line in self.left_out), *self.notes])
+        return "\n".join([*map(str, self.places), *(f"left out: {line}" for line in self.left_out), *self.notes])
 
 
 def attach(
@@ -57,8 +53,8 @@ def attach(
         at: the kind of seam that a Backbone states ("bottleneck", "block", "block_output"); or "auto", which finds the
             last map before each shrink of any network and, where a width needs it, passes rounding="floor" and warns;
             or one or several names of modules that yield maps, N x C x H x W or N x H x W x C.
-        example: an input of the network, or a tuple of its inputs, from which the places or their widths are found (on
-            the meta device). By default it is an image of 224 x 288, and if the network refuses that, of other sizes.
+        example: an input of the network, or a tuple of its inputs, from which places or their widths are found (on the
+            meta device). By default it is an image of 224 x 288, and if the network refuses that, of other sizes.
         channels: the width of the map at each named place, N x C x H x W; then the network is not run at all.
         knobs: keyword arguments of kind.
 
@@ -70,30 +66,43 @@ def attach(
         if knobs:
             raise ValueError(f"{next(iter(knobs))}={next(iter(knobs.values()))}: no attention, so it has no knobs")
         return backbone
+    if isinstance(kind, nn.Module):
+        raise ValueError(f"{type(kind).__name__}(...) is one module; give the class, which makes one for each place")
     left_out: list[str] = []
     notes: list[str] = []
     if at == "auto":
+        if channels is not None:
+            raise ValueError(f'channels={channels}: with at="auto" the widths are found; name the places with at=[...]')
         places, left_out = found(backbone, example)
         knobs, notes = _rounded(kind, knobs, places)
     elif isinstance(at, str) and (at in getattr(backbone, "seams", ()) or not has(backbone, at)):
         places = stated(backbone, at)
+        if channels is not None or example is not None:
+            given = "example" if channels is None else f"channels={channels}"
+            raise ValueError(f"{given}: the network states the seams at={at} and their widths; leave it out")
     elif isinstance(at, Sequence):
-        places = named(backbone, (at,) if isinstance(at, str) else tuple(at), example, channels)
+        places, notes = named(backbone, (at,) if isinstance(at, str) else tuple(at), example, channels)
     else:
         raise ValueError(f'at={at}: should be "auto", a kind of seam, or one or several names of modules')
     modules = [_make(kind, place, knobs) for place in places]
     for place, module in zip(places, modules, strict=True):
-        reference = _reference(backbone.get_submodule(place.name), backbone)
+        reference = _reference(backbone, place.name)
         wrap = isinstance(place.map, Map) and place.map.channels_last
         attention = (ChannelsLast(module) if wrap else module).to(reference.device, reference.dtype)
-        insert(backbone, place.name, place.way, attention.train(backbone.training))
-    name = getattr(kind, "__name__", type(modules[0]).__name__)
-    backbone._attached_report = Attached(name, tuple(places), tuple(left_out), tuple(notes))  # type: ignore[assignment]
+        record = replace(place, kind=getattr(kind, "__name__", type(module).__name__))
+        insert(backbone, place.name, place.way, attention.train(backbone.training), record)
+        if place.way == "hook" and isinstance(backbone.get_submodule(place.name), _BatchNorm):
+            notes.append(
+                f"{place.name} is a batch norm, behind which a hook runs the attention: convert_sync_batchnorm and the fusion "
+                "of layers drop it"
+            )
+    earlier_left_out, earlier_notes = _remarks(backbone)
+    backbone._attach_remarks = ((*earlier_left_out, *left_out), (*earlier_notes, *notes))  # type: ignore[assignment]
     return backbone
 
 
 def detach(network: Network) -> Network:
-    """Take out every attention that `attach` has put into the network, in place; returns the plain network.
+    """Take out every attention that `attach` has put into the network or its parts, in place; returns the plain network.
 
     Raises:
         ValueError: if there is none.
@@ -103,14 +112,29 @@ def detach(network: Network) -> Network:
         raise ValueError(f"{type(network).__name__} has no attention that attach has put there")
     for name in names:
         remove(network, name)
-    network.__dict__.pop("_attached_report", None)
+    for module in network.modules():
+        module.__dict__.pop("_attach_remarks", None)
     return network
 
 
 def attached(network: nn.Module) -> Attached | None:
-    """Return the result of the last `attach` to this network, for printing; None if nothing is attached."""
-    report: Attached | None = network.__dict__.get("_attached_report")
-    return report
+    """Return what `attach` has put into this network and its parts, for printing; None if that is nothing."""
+    places = []
+    for name in attentions(network):
+        record = record_of(network.get_submodule(name))
+        assert isinstance(record, Place)
+        places.append(replace(record, name=place_of(name), runs=runs(network, name)))
+    remarks: tuple[list[str], list[str]] = ([], [])
+    for name, module in network.named_modules():
+        for lines, own in zip(remarks, _remarks(module), strict=True):
+            lines += [f"{line} (in {name})" if name else line for line in own]
+    return Attached(tuple(places), *map(tuple, remarks)) if places else None
+
+
+def _remarks(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What `attach` has left out of this module, and what else it had to say."""
+    remarks: tuple[tuple[str, ...], tuple[str, ...]] = module.__dict__.get("_attach_remarks", ((), ()))
+    return remarks
 
 
 def _rounded(
@@ -132,10 +156,18 @@ def _rounded(
     return {**knobs, "rounding": "floor"}, [note]
 
 
-def _reference(*modules: nn.Module) -> Tensor:
-    """The first floating-point weight of these modules, whose device and dtype an attention takes."""
-    weights = (weight for module in modules for weight in module.parameters() if weight.is_floating_point())
-    return next(weights, torch.empty(()))
+def _reference(network: nn.Module, name: str) -> Tensor:
+    """The floating-point weight whose device and dtype an attention behind the module of that name takes.
+
+    It is the module's first one or, if it has none, the last one before it or else the first one of the network.
+    """
+    place = network.get_submodule(name)
+    before = takewhile(lambda module: module is not place, network.modules())
+    preceding = [weight for module in before for weight in module.parameters(recurse=False)]
+    for weight in (*place.parameters(), *reversed(preceding), *network.parameters()):
+        if weight.is_floating_point():
+            return weight
+    return torch.empty(())
 
 
 def _make(kind: Callable[..., nn.Module], place: Place, knobs: dict[str, Any]) -> nn.Module:
@@ -147,7 +179,12 @@ def _make(kind: Callable[..., nn.Module], place: Place, knobs: dict[str, Any]) -
             )
         knobs = {**knobs, "block": place.block()}
     try:
-        return kind(place.channels, **knobs)
+        module = kind(place.channels, **knobs)
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"{getattr(kind, '__name__', kind)}: should make a torch.nn.Module, not a {type(module).__name__}"
+            )
+        return module
     except ArgumentError:  # a wrong knob, whatever the place
         raise
     except ValueError as error:

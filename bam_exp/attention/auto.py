@@ -117,7 +117,10 @@ def _deepest(run: Run) -> Tensor:
     """The output, or of several maps the smallest one."""
     outputs = [leaf for leaf in tree_leaves(run.output) if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
     if not outputs:
-        raise ValueError("at=auto: no output depends on the image by operations that can be differentiated")
+        raise ValueError(
+            "at=auto: no tensor of the output, nor one in its tuples, lists and dictionaries, depends on the image by "
+            "operations that can be differentiated; name places with at=[...]"
+        )
     sizes = {leaf: here.height * here.width for leaf in outputs if (here := run.map_of(leaf)) is not None}
     return min(sizes, key=lambda leaf: sizes[leaf]) if sizes else outputs[0]
 

@@ -6,6 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bam_exp.attention.gate import attention, gate, pool
 from bam_exp.attention.knobs import Device, Dilation, Rounding, hidden_width
@@ -160,12 +161,17 @@ class ExpandedBatchNorm(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # Not a BatchNorm2d, because many networks set weight and bias of each of theirs, and this norm has none. Nor a
-        # class of our own, which torch.fx would trace with the training mode of that moment.
-        self.norm = nn.BatchNorm3d(1, affine=False)
+        # The base class, because many networks set weight and bias of each of their BatchNorm1d, 2d and 3d, and tools such as
+        # torch.fx's quantisation expect both there. A class of our own would be traced with the training mode of that moment.
+        self.norm = _BatchNorm(1, affine=False)
         self.norm._check_input_dim = _accept  # type: ignore[method-assign]
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+
+    def reset_parameters(self) -> None:
+        """Set the initial weight and bias, as those who initialise a network from the meta device call it."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, spatial: Tensor) -> Tensor:
         normalised: Tensor = self.norm(spatial)
@@ -173,7 +179,7 @@ class ExpandedBatchNorm(nn.Module):
 
 
 def _accept(input: Tensor) -> None:
-    """BatchNorm3d checks for five dimensions only to be strict; its computation takes any number of them."""
+    """The subclasses of _BatchNorm check the number of dimensions only to be strict; the computation takes any number."""
 
 
 def _channel_branch(channels: int, hidden: int, hidden_norm: bool) -> nn.Sequential:

@@ -84,7 +84,13 @@ def _is_observed(*tensors: Tensor | None) -> bool:
         or any(isinstance(tensor, Proxy) for tensor in tensors)
         or torch._C._are_functorch_transforms_active()
         or any(tensor is not None and _is_dual(tensor) for tensor in tensors)
+        or (not torch.compiler.is_compiling() and _is_proxied())
     )
+
+
+def _is_proxied() -> bool:
+    """Whether make_fx records the operations."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def _is_dual(tensor: Tensor) -> bool:

@@ -1,7 +1,6 @@
 """Inserting a module behind another one in any network so that every name stays, and removing it again."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,9 +38,9 @@ def ways(network: nn.Module, name: str) -> Iterator[str]:
         yield "after"
 
 
-def insert(network: nn.Module, name: str, way: str, attention: nn.Module) -> str:
-    """Put the attention behind the module of that name; returns the attention's own name."""
-    attention.__dict__["_attached"] = True
+def insert(network: nn.Module, name: str, way: str, attention: nn.Module, record: object = None) -> str:
+    """Put the attention behind the module of that name, with a record of it; returns the attention's own name."""
+    attention.__dict__["_attached"] = record
     place = network.get_submodule(name)
     if way == "after":
         parent_name, _, child = name.rpartition(".")
@@ -65,6 +64,31 @@ def attentions(network: nn.Module) -> list[str]:
     return [name for name, module in network.named_modules() if "_attached" in module.__dict__]
 
 
+def record_of(attention: nn.Module) -> object:
+    """The record with which `insert` has put this attention into a network."""
+    return attention.__dict__["_attached"]
+
+
+def place_of(attention: str) -> str:
+    """The name of the module behind which an attention of that name stands."""
+    return attention.removesuffix(".attention").removesuffix("_attention")
+
+
+def runs(network: nn.Module, attention: str) -> bool:
+    """Whether the attention of that name is still run: what replaces a module by another one may drop its hooks."""
+    if not attention.endswith(".attention"):
+        return True
+    place = network.get_submodule(place_of(attention))
+    return is_sequential(place) or _refine in place._forward_hooks.values()
+
+
+def run_again(network: nn.Module) -> None:
+    """Register the hooks of attentions that are not run."""
+    for name in attentions(network):
+        if not runs(network, name):
+            network.get_submodule(place_of(name)).register_forward_hook(_refine)
+
+
 def remove(network: nn.Module, name: str) -> None:
     """Take out the attention of that name, which `insert` has put into the network."""
     parent_name, _, child = name.rpartition(".")
@@ -75,7 +99,8 @@ def remove(network: nn.Module, name: str) -> None:
             del parent._forward_hooks[number]
 
 
-def _refine(module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+def _refine(self: nn.Module, input: tuple[Tensor], output: Tensor) -> Tensor:
     # A function of the module rather than a closure: copies of the network run their own attention, and pickle finds it.
-    refined: Tensor = module.get_submodule("attention")(output)
+    # torch.jit.script wants these names and types, and an attribute rather than get_submodule.
+    refined: Tensor = self.attention(output)  # type: ignore[operator]
     return refined

@@ -24,6 +24,15 @@ class Place:
     """The way in which it was inserted, see `bam_exp.attention.insert.ways`."""
     block: Callable[[], nn.Module] | None = None
     """Makes one more block of the backbone's own type."""
+    kind: str = ""
+    """The name of the attention that stands there."""
+    runs: bool = True
+    """Whether the attention is run: `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, for one, drops hooks."""
+
+    def __str__(self) -> str:
+        line = f"{self.kind} behind {self.name}: {self.map}"
+        line += " channels" if isinstance(self.map, int) else ""
+        return line if self.runs else f"{line}; NOT RUN, because the hook of {self.name} is gone"
 
     @property
     def channels(self) -> int:
@@ -59,6 +68,7 @@ def found(backbone: nn.Module, example: Any) -> tuple[list[Place], list[str]]:
         shape = choice.call.output.shape
         tries = [(name, way) for name in choice.names for way in ways(backbone, name)]
         tries.sort(key=lambda one: one[1] == "after")
+        _check_not_compiled(backbone, choice.names[0])
         fitting = next((one for one in tries if probe.runs_once(*one, shape)), None)
         if fitting is None:
             raise ValueError(f"at=auto: no module put behind {' or '.join(choice.names)} runs exactly once")
@@ -68,22 +78,25 @@ def found(backbone: nn.Module, example: Any) -> tuple[list[Place], list[str]]:
 
 def named(
     backbone: nn.Module, names: tuple[str, ...], example: Any, channels: int | Sequence[int] | None
-) -> list[Place]:
-    """Places at modules of any network, with the maps that the run of a copy shows there."""
+) -> tuple[list[Place], list[str]]:
+    """Places at modules of any network, with the maps that the run of a copy shows there, and what to say about that."""
     listed = f"at=[{','.join(map(str, names))}]"
     if not names or len(set(names)) < len(names):
         raise ValueError(f"{listed}: should name one or more different modules")
     possible = {name: _ways(backbone, name) for name in names}
+    if len({id(backbone.get_submodule(name)) for name in names}) < len(names):
+        raise ValueError(f"{listed}: two of these are names of one module")
     if channels is not None:
         widths = list(channels) if isinstance(channels, Sequence) else [channels] * len(names)
         if len(widths) != len(names) or not all(isinstance(width, Integral) and width > 0 for width in widths):
             raise ValueError(f"channels={channels}: should be the width at each of {listed}")
-        return [Place(name, int(width), possible[name][0]) for name, width in zip(names, widths, strict=True)]
+        return [Place(name, int(width), possible[name][0]) for name, width in zip(names, widths, strict=True)], []
     root, probe = _probe_around(backbone, names, example)
     places = []
     for name in names:
         inner = name[len(root) + 1 :] if root else name
-        calls = [call for call in probe.run.calls if call.name == inner]
+        module = probe.network.get_submodule(inner)
+        calls = [call for call in probe.run.calls if call.module is module]  # it may have other names, too
         output: Any = calls[-1].output if calls else None
         try:
             here = probe.run.map_of(output)
@@ -99,7 +112,7 @@ def named(
                 f"at={name}: what is put behind this {_owner(backbone, name)} does not run exactly once{times}"
             )
         places.append(Place(name, here, way))
-    return places
+    return places, [f"seen in a run of {root} alone: the whole network takes no image by itself"] if root else []
 
 
 def _probe_around(backbone: nn.Module, names: tuple[str, ...], example: Any) -> tuple[str, Probe]:
@@ -124,6 +137,7 @@ def _ways(backbone: nn.Module, name: str) -> list[str]:
     """
     if not isinstance(name, str) or not has(backbone, name):
         raise ValueError(f"at={name}: {type(backbone).__name__} has no module of that name")
+    _check_not_compiled(backbone, name)
     attention = getattr(backbone.get_submodule(name), "attention", None)
     if isinstance(attention, nn.Module) and "_attached" in attention.__dict__:
         raise ValueError(f"at={name}: has an attention already ({type(attention).__name__})")
@@ -131,6 +145,12 @@ def _ways(backbone: nn.Module, name: str) -> list[str]:
     if not possible:
         raise ValueError(f"at={name}: this {_owner(backbone, name)} has an attribute `attention` of its own")
     return possible
+
+
+def _check_not_compiled(backbone: nn.Module, name: str) -> None:
+    """Refuse a module inside of one that torch.compile has made: its compiled code may not see what is put there."""
+    if "_orig_mod" in name.split("."):
+        raise ValueError(f"at={name}: this part of the network is compiled; attach before torch.compile")
 
 
 def has(backbone: nn.Module, name: str) -> bool:

@@ -1,11 +1,12 @@
 """A run of a network on the meta device, where neither weights nor maps take memory, and what each module yields in it."""
 
 import copy
+import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import product
+from itertools import count, product
 from typing import Any
 
 import torch
@@ -120,13 +121,15 @@ class Probe:
 
     def __init__(self, network: nn.Module, example: Any = None) -> None:
         try:
-            self.network = meta_copy(network)
+            with _plain_mode():
+                self.network = meta_copy(network)
+                tries = list(_inputs(self.network, example))
         except Exception as error:
             raise ProbeError(
                 f"{type(network).__name__} cannot be copied to the meta device ({_line(error)})"
             ) from error
         errors = []
-        for inputs in _inputs(self.network, example):
+        for inputs in tries:
             self.inputs = inputs
             try:
                 self.run = self._run()
@@ -147,10 +150,11 @@ class Probe:
         leaves = [x for x in tree_leaves(self.inputs) if isinstance(x, Tensor)]
         images = [x for x in leaves if x.ndim == 4 and x.is_floating_point()]
         if not images:
-            raise ProbeError(f"no image of N x C x H x W among {self}")
-        image = images[0].detach().requires_grad_() * 1  # not a leaf, which may not be changed in place
+            raise ProbeError(f"no image of N x C x H x W in floating-point numbers among {self}")
+        with _plain_mode(), torch.enable_grad():
+            image = images[0].detach().requires_grad_() * 1  # not a leaf, which may not be changed in place
         inputs = tree_map(lambda x: image if x is images[0] else x, self.inputs)
-        run, open_calls, clock = Run(image, image.grad_fn), [], iter(range(1 << 62))
+        run, open_calls, clock = Run(image, image.grad_fn), [], count()
 
         def before(module: nn.Module, args: tuple[Any, ...], name: str) -> None:
             call = Call(name, module, next(clock))
@@ -187,8 +191,18 @@ class Probe:
         return witness.shapes == [shape]
 
     def _forward(self, inputs: tuple[Any, ...], *, grad: bool = False) -> Any:
-        with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        with _plain_mode(), torch.set_grad_enabled(grad):
             return self.network(*inputs)
+
+
+@contextmanager
+def _plain_mode() -> Iterator[None]:
+    """Neither the inference mode of the caller nor what the network has compiled."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if "torch._dynamo" in sys.modules:  # otherwise nothing is compiled, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 class _Witness(nn.Module):
@@ -208,6 +222,10 @@ def meta_copy(network: nn.Module) -> nn.Module:
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.is_floating_point()) if is_parameter else empty
+    for tensor in (
+        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ):
+        memo[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
     return copy.deepcopy(network, memo).eval()
 
 
@@ -223,8 +241,8 @@ def _inputs(network: nn.Module, example: Any) -> Iterator[tuple[Any, ...]]:
     said = getattr(network, "pretrained_cfg", None) or {}
     height, width = (said.get("input_size") or (3, 224, 224))[1:] if isinstance(said, dict) else (224, 224)
     sizes = ((height, width + 64), (height, width), (256, 256), (300, 300), (32, 32))
-    for count, size in product(dict.fromkeys(channels), dict.fromkeys(sizes)):
-        yield (torch.empty(1, count, *size, device="meta", dtype=dtype),)
+    for width_in, size in product(dict.fromkeys(channels), dict.fromkeys(sizes)):
+        yield (torch.empty(1, width_in, *size, device="meta", dtype=dtype),)
 
 
 def _shapes(inputs: tuple[Any, ...]) -> str:

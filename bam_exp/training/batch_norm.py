@@ -6,16 +6,19 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bam_exp.attention.insert import run_again
+
 
 def synchronise(network: nn.Module, *, gpu: bool) -> None:
     """Replace the batch norms inside a network by ones whose mean and variance are of all ranks; its weights keep their names."""
     if gpu:
         nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-        return
-    for module in list(network.modules()):
-        for name, layer in module.named_children():
-            if isinstance(layer, _BatchNorm):
-                setattr(module, name, SyncBatchNormCPU(layer))
+    else:
+        for module in list(network.modules()):
+            for name, layer in module.named_children():
+                if isinstance(layer, _BatchNorm):
+                    setattr(module, name, SyncBatchNormCPU(layer))
+    run_again(network)
 
 
 class SyncBatchNormCPU(nn.Module):
@@ -37,8 +40,10 @@ class SyncBatchNormCPU(nn.Module):
         self.eps, self.momentum = layer.eps, layer.momentum
         self.register_parameter("weight", layer.weight)
         self.register_parameter("bias", layer.bias)
-        for name, buffer in layer.named_buffers():
+        for name, buffer in layer.named_buffers(recurse=False):
             self.register_buffer(name, buffer)
+        for name, child in layer.named_children():  # an attention behind the layer
+            self.add_module(name, child)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise by the batch of all ranks in training, and by the running statistics in evaluation."""

@@ -14,7 +14,7 @@ _CLASSIFIERS = ("head.", "heads.", "roi_heads.box_predictor.")
 """Layers whose shape depends on the number of classes."""
 
 
-def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[str, str] | None = None) -> None:
+def save_weights(weights: Mapping[str, Tensor], path: str | Path, *, header: Mapping[str, str] | None = None) -> None:
     """Write a safetensors file that `load_weights` reads; it appears as a whole or not at all. Raises DataError.
 
     The same weights and header give the same bytes. header: the metadata of the file, see `metadata`.
@@ -25,25 +25,25 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, *, header: Mapping[s
         content = save(copies, metadata=dict(header or {}))
     except SafetensorError as error:
         raise DataError(f"{path}: cannot be written ({first_line(error)})") from error
-    write_output(path, content)
+    write_output(Path(path), content)
 
 
-def load_weights(network: nn.Module, path: Path, *, onto: bool = False) -> list[str]:
+def load_weights(network: nn.Module, path: str | Path, *, onto: bool = False) -> list[str]:
     """Apply `put_weights` to the weights in a safetensors file. Raises DataError."""
     return put_weights(network, read_weights(path), source=path, onto=onto)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read the weights in a safetensors file. Raises DataError."""
     try:
         return load_file(path)
     except MemoryError:
         raise
     except Exception as error:  # SafetensorError, OSError, and for unknown types of numbers KeyError, among others
-        raise not_weights(path, error) from error
+        raise not_weights(Path(path), error) from error
 
 
-def check_weights(network: nn.Module, path: Path, *, onto: bool = False) -> None:
+def check_weights(network: nn.Module, path: str | Path, *, onto: bool = False) -> None:
     """Check that `load_weights` would succeed, for a network on any device; nothing is changed. Raises DataError."""
     _fitting(network, read_weights(path), source=path, onto=onto)
 
@@ -116,6 +116,8 @@ def _check(weight: Tensor, own: Tensor, name: str, source: object) -> None:
         raise DataError(f"{source}: not of this network: {name} is {types}")
     if not weight.isfinite().all():
         raise DataError(f"{source}: {name} holds a NaN or an infinity; the training that made it has diverged")
+    if not weight.to(own.dtype).isfinite().all():
+        raise DataError(f"{source}: {name} holds numbers that are too large for this network's {own.dtype}")
 
 
 def not_weights(path: Path, error: Exception) -> DataError:
@@ -136,4 +138,5 @@ def _layer(name: str) -> str:
 
 
 def _of_an_attention(name: str) -> bool:
-    return ".attention." in name
+    *modules, _ = name.split(".")
+    return "attention" in modules[1:] or any(module.endswith("_attention") for module in modules)

@@ -36,6 +36,9 @@ def load_network(path: str | Path) -> Backbone:
     with torch.device("meta"):
         network = _build(metadata, path)
     network.to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        if name.endswith("num_batches_tracked"):  # old files have none
+            buffer.zero_()
     load_weights(network, path)
     return network.eval()
 
@@ -46,7 +49,7 @@ def _build(metadata: Metadata, path: Path) -> Backbone:
         make, kind = _target(backbone.pop("_target_"), path), _target(attention.pop("_target_"), path)
         network = make(len(metadata.classes), **backbone)
         attach(network, kind, **attention)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: its network cannot be built ({' '.join(str(error).split())})") from error

@@ -9,13 +9,24 @@ import pytest
 import torch
 from conftest import TINY, Command, ready
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
+from bam_exp.attention import BAM, attach
 from bam_exp.commands.weights import main
 from bam_exp.errors import DataError
 from bam_exp.maps.trained import load_run, read_images
 from bam_exp.training.train import train
-from bam_exp.weights import Preprocessing, read_photos, save_weights
+from bam_exp.weights import (
+    Preprocessing,
+    load_network,
+    load_weights,
+    put_weights,
+    read_metadata,
+    read_photos,
+    save_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +39,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def changed(run: Path, target: Path, **fields: Any) -> Path:
     """The weights of a run with other metadata."""
-    from bam_exp.weights import read_metadata
-
     metadata = read_metadata(run)
     assert metadata is not None
     content = {**metadata.model_dump(mode="json"), **fields}
@@ -110,3 +119,67 @@ def test_a_file_that_cannot_be_written_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         save_weights({"a": torch.ones(3)}, tmp_path / "taken.safetensors")
     assert str(error.value).count("cannot be written") == 1
+
+
+def test_the_functions_take_paths_as_text(tmp_path: Path) -> None:
+    module, file = BAM(16, 4), str(tmp_path / "folder" / "bam.safetensors")
+    save_weights(module.state_dict(), file)
+    assert load_weights(BAM(16, 4), file) == []
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(Path(file).read_bytes()[:-8])
+    with pytest.raises(DataError, match=r"cut\.safetensors: not a file of weights"):
+        load_weights(module, str(cut))
+
+
+@pytest.mark.parametrize(("of", "to"), [(torch.float32, torch.float16), (torch.float64, torch.float32)], ids=str)
+def test_numbers_too_large_for_the_network_are_refused(of: torch.dtype, to: torch.dtype) -> None:
+    module = BAM(16, 4, dtype=of)
+    weights = {name: weight.clone() for name, weight in module.state_dict().items()}
+    weights["channel.fc1.bias"][3] = 1e6 if of == torch.float32 else 1e300
+    other = BAM(16, 4, dtype=to)
+    with pytest.raises(
+        DataError, match=r"channel\.fc1\.bias holds numbers that are too large for this network's " + str(to)
+    ):
+        put_weights(other, weights, source="file")
+    assert put_weights(module, weights, source="file") == []
+
+
+def test_a_network_of_a_file_without_counters_has_none_at_random(run: Path, tmp_path: Path) -> None:
+    weights = {k: v for k, v in load_file(run / "weights.safetensors").items() if "num_batches" not in k}
+    old = tmp_path / "old.safetensors"
+    with safe_open(run / "weights.safetensors", "pt") as opened:
+        save_file(weights, old, metadata=opened.metadata())
+    counters = [v for k, v in load_network(old).state_dict().items() if k.endswith("num_batches_tracked")]
+    assert len(counters) > 10
+    assert not any(counters)
+
+
+def test_an_attention_that_stands_after_a_module_may_be_missing() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.conv = nn.Identity(), nn.Conv2d(16, 16, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.attention(self.conv(x))
+            return y
+
+    def network() -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(3, 16, 3), Block(), nn.MaxPool2d(2), nn.Conv2d(16, 4, 3))
+
+    kept = put_weights(attach(network(), BAM, at=["1"]), network().state_dict(), source="file", onto=True)
+    assert kept
+    assert all(name.startswith("1_attention.") for name in kept)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"backbone": {"_target_": 5}}, {"attention": {"_target_": "bam_exp.attention.detach", "at": "auto"}}],
+    ids=str,
+)
+def test_a_header_that_names_no_network_is_one_line(run: Path, tmp_path: Path, part: dict[str, Any]) -> None:
+    metadata = read_metadata(run)
+    assert metadata is not None
+    with pytest.raises(DataError, match="its network cannot be built") as error:
+        load_network(changed(run, tmp_path / "odd.safetensors", config={**metadata.config, **part}))
+    assert "\n" not in str(error.value)
