@@ -68,34 +68,18 @@ def attach(
         return backbone
     if isinstance(kind, nn.Module):
         raise ValueError(f"{type(kind).__name__}(...) is one module; give the class, which makes one for each place")
-    left_out: list[str] = []
-    notes: list[str] = []
+    places, left_out, notes = _places(backbone, at, example, channels)
     if at == "auto":
-        if channels is not None:
-            raise ValueError(f'channels={channels}: with at="auto" the widths are found; name the places with at=[...]')
-        places, left_out = found(backbone, example)
         knobs, notes = _rounded(kind, knobs, places)
-    elif isinstance(at, str) and (at in getattr(backbone, "seams", ()) or not has(backbone, at)):
-        places = stated(backbone, at)
-        if channels is not None or example is not None:
-            given = "example" if channels is None else f"channels={channels}"
-            raise ValueError(f"{given}: the network states the seams at={at} and their widths; leave it out")
-    elif isinstance(at, Sequence):
-        places, notes = named(backbone, (at,) if isinstance(at, str) else tuple(at), example, channels)
-    else:
-        raise ValueError(f'at={at}: should be "auto", a kind of seam, or one or several names of modules')
     modules = [_make(kind, place, knobs) for place in places]
     for place, module in zip(places, modules, strict=True):
-        reference = _reference(backbone, place.name)
-        wrap = isinstance(place.map, Map) and place.map.channels_last
-        attention = (ChannelsLast(module) if wrap else module).to(reference.device, reference.dtype)
-        record = replace(place, kind=getattr(kind, "__name__", type(module).__name__))
-        insert(backbone, place.name, place.way, attention.train(backbone.training), record)
-        if place.way == "hook" and isinstance(backbone.get_submodule(place.name), _BatchNorm):
-            notes.append(
-                f"{place.name} is a batch norm, behind which a hook runs the attention: convert_sync_batchnorm and the fusion "
-                "of layers drop it"
-            )
+        _put(backbone, replace(place, kind=getattr(kind, "__name__", type(module).__name__)), module)
+    notes += [
+        f"{place.name} is a batch norm, behind which a hook runs the attention: convert_sync_batchnorm and the fusion of layers "
+        "drop it"
+        for place in places
+        if place.way == "hook" and isinstance(backbone.get_submodule(place.name), _BatchNorm)
+    ]
     earlier_left_out, earlier_notes = _remarks(backbone)
     backbone._attach_remarks = ((*earlier_left_out, *left_out), (*earlier_notes, *notes))  # type: ignore[assignment]
     return backbone
@@ -137,6 +121,27 @@ def _remarks(module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return remarks
 
 
+def _places(
+    network: nn.Module, at: str | Sequence[str], example: Any, channels: int | Sequence[int] | None
+) -> tuple[list[Place], list[str], list[str]]:
+    """The places that `at` means, the maps that are left out, and what else there is to say."""
+    if at == "auto":
+        if channels is not None:
+            raise ValueError(f'channels={channels}: with at="auto" the widths are found; name the places with at=[...]')
+        return *found(network, example), []
+    if isinstance(at, str) and (at in getattr(network, "seams", ()) or not has(network, at)):
+        places = stated(network, at)
+        if channels is not None or example is not None:
+            raise ValueError(
+                f"at={at}: the network states these seams and their widths; leave out channels= and example="
+            )
+        return places, [], []
+    if not isinstance(at, Sequence):
+        raise ValueError(f'at={at}: should be "auto", a kind of seam, or one or several names of modules')
+    places, notes = named(network, (at,) if isinstance(at, str) else tuple(at), example, channels)
+    return places, [], notes
+
+
 def _rounded(
     kind: Callable[..., nn.Module], knobs: dict[str, Any], places: list[Place]
 ) -> tuple[dict[str, Any], list[str]]:
@@ -154,6 +159,13 @@ def _rounded(
     note = f'reduction={reduction} does not divide {listed}: hidden widths are rounded down (rounding="floor")'
     warnings.warn(f"attach: {note}", stacklevel=3)
     return {**knobs, "rounding": "floor"}, [note]
+
+
+def _put(network: nn.Module, place: Place, module: nn.Module) -> None:
+    reference = _reference(network, place.name)
+    channels_last = isinstance(place.map, Map) and place.map.channels_last
+    attention = (ChannelsLast(module) if channels_last else module).to(reference.device, reference.dtype)
+    insert(network, place.name, place.way, attention.train(network.training), place)
 
 
 def _reference(network: nn.Module, name: str) -> Tensor:

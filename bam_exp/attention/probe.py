@@ -122,8 +122,7 @@ class Probe:
     def __init__(self, network: nn.Module, example: Any = None) -> None:
         try:
             with _plain_mode():
-                self.network = meta_copy(network)
-                tries = list(_inputs(self.network, example))
+                self.network, tries = meta_copy(network), list(_inputs(network, example))
         except Exception as error:
             raise ProbeError(
                 f"{type(network).__name__} cannot be copied to the meta device ({_line(error)})"
@@ -218,14 +217,11 @@ class _Witness(nn.Module):
 def meta_copy(network: nn.Module) -> nn.Module:
     """A copy of a network in eval mode whose weights and buffers are on the meta device, without copying them first."""
     memo: dict[int, Any] = {}
-    for tensor in (*network.parameters(), *network.buffers()):
+    plain = (value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor))
+    for tensor in (*plain, *network.parameters(), *network.buffers()):
         empty = torch.empty_like(tensor, device="meta", requires_grad=False)
         is_parameter = isinstance(tensor, nn.Parameter)
         memo[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.is_floating_point()) if is_parameter else empty
-    for tensor in (
-        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ):
-        memo[id(tensor)] = torch.empty_like(tensor, device="meta", requires_grad=False)
     return copy.deepcopy(network, memo).eval()
 
 

@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,8 @@ from bam_exp.processes import continued_by
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from bam_exp.machine import Machine
+    from bam_exp.runs import Run
     from bam_exp.weights import Metadata
 
 _OWN_CONFIG = {"--config-name", "-cn", "--config-path", "-cp"}
@@ -44,7 +46,7 @@ def start(cfg: "DictConfig") -> float | None:
     from omegaconf import OmegaConf
 
     from bam_exp.build import build_on_meta, check_shares, make_machine
-    from bam_exp.runs import Run, result_of
+    from bam_exp.runs import Run, is_done, result_of
 
     with one_line_errors("bam-train", _typed):  # here, because Hydra prints lines of its own about errors that reach it
         state = HydraConfig.get()
@@ -64,10 +66,13 @@ def start(cfg: "DictConfig") -> float | None:
             from bam_exp.sweeps.child import train_in_child
 
             train_in_child(run, machine)
+            if not is_done(run):  # the sweep says why when it ends
+                return None
         elif (result := result_of(run)) is not None:
             if machine.world.rank == 0:
                 figure = FIGURES[parts.task.headline]
-                say(f"{run.name}: done already, {figure.text(result['metrics'][figure.name])}", sys.stdout)
+                again = _in_another_precision(run, machine, result)
+                say(f"{run.name}: done already, {figure.text(result['metrics'][figure.name])}{again}", sys.stdout)
         else:
             machine.check_device()
             check_shares(parts, machine)
@@ -78,6 +83,14 @@ def start(cfg: "DictConfig") -> float | None:
             train(run, parts, machine, continued_by("bam-train", _typed))
         result = result_of(run)
         return None if result is None else float(result["metrics"][parts.task.headline])
+
+
+def _in_another_precision(run: "Run", machine: "Machine", result: Mapping[str, Any]) -> str:
+    """The end of a sentence, if a run is done in another precision than the one that was typed."""
+    used = result["hardware"].get("precision") if isinstance(result.get("hardware"), dict) else None
+    if used is None or machine.precision in ("auto", used):
+        return ""
+    return f" in {used}; to have it in {machine.precision}, move {run.folder} away"
 
 
 def _evaluate(chosen: Chosen, overrides: Sequence[str]) -> None:
@@ -126,7 +139,7 @@ def _overridden(metadata: "Metadata", overrides: Sequence[str]) -> list[str]:
 
 def main() -> None:
     """`bam-train`; wrong input ends in one line and exit code 2."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises errors, instead of printing them over many lines
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises errors, instead of printing them over many lines
     _typed[:] = words = sys.argv[1:]
     command = continued_by("bam-train", words)
     with one_line_errors("bam-train", words), ending_at_once("bam-train", command):

@@ -65,6 +65,9 @@ class Choice:
                     f"{group}.{key}={value}: {group} {chosen} has no such key{nearest(key, allowed)} (it has {listed})"
                 )
         file = choice_file(group, name)
+        # A key that was deleted, `~group.key`, has the default of the callable.
+        deleted = [key for key in file if key not in arguments and key in allowed]
+        arguments |= {key: allowed[key] for key in deleted if allowed[key] is not inspect.Parameter.empty}
         changed = {key: value for key, value in arguments.items() if key not in file or value != file[key]}
         defaults = {key: value for key, value in allowed.items() if value is not inspect.Parameter.empty}
         return cls(group, name, target, arguments, changed, defaults, tuple(getattr(factory, "metrics", ())))

@@ -16,7 +16,8 @@ from bam_exp.config import NAMED, Chosen, nearest
 from bam_exp.data.dataset import DataSet
 from bam_exp.errors import ConfigError, DataError
 from bam_exp.files import reason_of
-from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, Result, failure_of, read_file, read_progress
+from bam_exp.runs.contents import Result, read_file
+from bam_exp.runs.folder import BEGUN, CHECKPOINTS, RESULT, failure_of, read_progress
 from bam_exp.tasks import Classification
 from bam_exp.weights import load_weights, put_weights, read_checkpoint, upright_rgb
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import ValidationError
 
 from bam_exp.errors import ConfigError
 from bam_exp.files import read_json, reason_of, write_atomically
 from bam_exp.machine.precision import Precision
+from bam_exp.runs.contents import Begun, Failure, Progress, Result, read_file
 from bam_exp.runs.run import SCHEMA, Run, superseded
 
 BEGUN = "run.json"
@@ -27,72 +28,6 @@ ERROR = "error.json"
 CHECKPOINTS = "checkpoint-*.pt"
 PICTURE = "detections.png"
 EVENTS = "events.out.tfevents.*"
-
-_OPEN = ConfigDict(extra="allow", allow_inf_nan=True)
-
-
-class Begun(BaseModel):
-    """The part of `run.json` that every reader needs."""
-
-    model_config = _OPEN
-    fingerprint: str
-    start: str
-    figures_from: dict[str, Any] = {}
-    command: str = ""
-    precision: Precision | None = None
-    """What the run began to compute in; absent from files of version 0.1.0."""
-
-
-class Result(BaseModel):
-    """The part of `result.json` that every reader needs."""
-
-    model_config = _OPEN
-    fingerprint: str
-    metrics: dict[str, FiniteFloat]
-    hardware: dict[str, Any] = {}
-    versions: dict[str, Any] = {}
-    figures_from: dict[str, Any] = {}
-
-
-class Failure(BaseModel):
-    """The content of `error.json`."""
-
-    model_config = _OPEN
-    reason: str
-
-
-class Progress(BaseModel):
-    """The progress of a run."""
-
-    epoch: int
-    epochs: int
-    seconds_to_go: FiniteFloat
-    time: FiniteFloat
-    """The time of writing, in seconds since 1970."""
-
-
-Content = TypeVar("Content", bound=BaseModel)
-
-
-def read_file(path: Path, model: type[Content]) -> tuple[Content, dict[str, Any]]:
-    """A JSON file of a run's folder, checked, and all of its content.
-
-    Raises:
-        ConfigError: naming the file, the key that is wrong and what to do.
-    """
-    advice = "move its folder away to run it again"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return model.model_validate(content), content
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
-        wrong = "it is no mapping" if not key else f"{key} {'is missing' if first['type'] == 'missing' else 'is wrong'}"
-        raise ConfigError(f"{path}: not a file of bam_exp ({wrong}); {advice}") from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a file of bam_exp ({' '.join(str(error).split())}); {advice}") from error
 
 
 def result_of(run: Run) -> dict[str, Any] | None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from bam_exp.config import NAMED
 from bam_exp.figures import METRICS
-from bam_exp.runs.folder import BEGUN, ERROR, RESULT, Begun, Failure, Result, read_file
+from bam_exp.runs.contents import Begun, Failure, Result, read_file
+from bam_exp.runs.folder import BEGUN, ERROR, RESULT
 
 MEASURED = tuple(dict.fromkeys(name for names in METRICS.values() for name in names))
 _HARDWARE = ("device", "cpu", "threads", "precision")

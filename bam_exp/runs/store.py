@@ -10,6 +10,7 @@ from bam_exp.config import NAMED
 from bam_exp.errors import ConfigError
 from bam_exp.files import reason_of, write_atomically
 from bam_exp.runs.finished import Finished
+from bam_exp.runs.folder import RESULT
 from bam_exp.runs.line import COLUMNS, MEASURED, Line, line_of, name_of
 from bam_exp.runs.run import Run, superseded
 
@@ -48,7 +49,12 @@ def collect(output_dir: Path, *, write: bool = True) -> Store:
         except ConfigError as error:
             unusable.append(str(error))
             continue
-        if line is not None and not (line["error"] and _key(line) in lines):  # a failure never replaces figures
+        if line is None:
+            continue
+        if line != lines.get(_key(line)) and (wrong := _fault(line, 0)):
+            unusable.append(f"{finished.runs / name / RESULT}: {wrong}; move its folder away to run it again")
+            continue
+        if not (line["error"] and _key(line) in lines):  # a failure never replaces figures
             lines[_key(line)] = line
     finished.save()
     ordered = [lines[key] for key in sorted(lines)]
@@ -92,7 +98,7 @@ def _read(path: Path) -> dict[tuple[str, ...], Line]:
     """The lines of a store by their keys, checked."""
     advice = "restore the file, for example from git"
     try:
-        rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")) if row]
+        rows = [row for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline="")) if row]
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({reason_of(error)})") from error
     except (UnicodeDecodeError, csv.Error) as error:
@@ -100,6 +106,10 @@ def _read(path: Path) -> dict[tuple[str, ...], Line]:
     head = rows[0] if rows else []
     if missing := [column for column in _REQUIRED if column not in head]:
         raise ConfigError(f"{path}: not a table of runs (no column {missing[0]}); {advice}")
+    if twice := [column for column in head if head.count(column) > 1]:
+        raise ConfigError(f"{path}: the column {twice[0]} occurs twice; {advice}")
+    if unknown := [column for column in head if column not in COLUMNS]:
+        raise ConfigError(f"{path}: there is no column {unknown[0]!r}, which would be lost; {advice}")
     absent = dict.fromkeys(COLUMNS, "")
     lines: dict[tuple[str, ...], Line] = {}
     for number, row in enumerate(rows[1:], start=2):

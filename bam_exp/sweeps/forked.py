@@ -30,7 +30,7 @@ class Server:
         """What libraries may have read when the server imported them."""
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-P", "-m", "bam_exp.sweeps.server", str(theirs.fileno())]
+            command = [sys.executable, "-P", "-m", "bam_exp.sweeps.server", str(theirs.fileno()), str(os.getpid())]
             # NumPy starts the threads of OpenBLAS when it is imported, and a process with threads is not safe to fork.
             variables = {"OPENBLAS_NUM_THREADS": "1", **environment}
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], start_new_session=True, env=variables)
@@ -67,6 +67,8 @@ class Forked:
         self.server = server
         self.pid: int | None = None
         self.returncode: int | None = None
+        self._unsent: list[int] = []
+        """Signals that came before the run existed."""
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit code of the run, or minus the number of the signal that killed it.
@@ -86,15 +88,20 @@ class Forked:
                 self.returncode = 128 + signal.SIGTERM if self.pid else 1
             elif self.pid is None:
                 self.pid = answer
+                while self._unsent:
+                    self.send_signal(self._unsent.pop(0))
             else:
                 self.returncode = answer
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to the run, unless it has ended; one that does not exist yet is waited for."""
-        if self.returncode is None and self.pid is None:
-            self.pid = self.server.answer()
-        if self.returncode is None and self.pid is not None and self._is_there():
+        """Send a signal to the run, unless it has ended; if it does not exist yet, `wait` sends it.
+
+        It reads no answer of the server, because it may be called by the handler of a signal that has interrupted `wait`.
+        """
+        if self.pid is None:
+            self._unsent.append(number)
+        elif self.returncode is None and self._is_there():
             os.kill(self.pid, number)
 
     def terminate(self) -> None:

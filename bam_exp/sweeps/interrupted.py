@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from unittest import mock
 
 from bam_exp.console import say
@@ -34,13 +35,13 @@ def runs_outlive_workers() -> Iterator[None]:
         yield
 
 
-def say_interrupted(runs: Sequence[Run], elsewhere: Collection[str], command: str) -> None:
+def say_interrupted(runs: Sequence[Run], elsewhere: Collection[Path], command: str) -> None:
     """Say which runs are done, stopped and not begun, and how the sweep is continued.
 
     Args:
-        elsewhere: names of runs that other processes were training when the sweep began; they are not waited for.
+        elsewhere: folders of runs that other processes were training when the sweep began; they are not waited for.
     """
-    _await_end([run for run in runs if run.name not in elsewhere])
+    _await_end([run for run in runs if run.folder not in elsewhere])
     done = sum(is_done(run) for run in runs)
     stopped = sum(not is_done(run) and has_checkpoint(run.folder) for run in runs)
     say(

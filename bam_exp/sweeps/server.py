@@ -29,20 +29,20 @@ _ended: int | None = None
 """The exit code of the command, once it has ended in the process of a run."""
 
 
-def serve(connection: socket.socket) -> None:
+def serve(connection: socket.socket, launcher: int) -> None:
     """Fork a run for each request, a line of JSON with `words`, `environment` and `folder`; answer by two `ANSWER`s.
 
     The first is its process id, the second, when it has ended, its exit code or minus the number of the signal that killed it.
 
-    It returns in the process of a run, which is then to run the command in `sys.argv`.
+    It returns in the process of a run, which is then to run the command in `sys.argv`. `launcher` is the process that asks; nothing
+    is forked once it has gone.
     """
-    launcher = os.getppid()
     signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
     for module in _PRELOADED:
         import_module(module)
     gc.freeze()  # collecting garbage would copy the pages that the runs share
     requests = connection.makefile("r", encoding="utf-8")
-    while request := requests.readline():
+    while (request := requests.readline()) and os.getppid() == launcher:
         run = os.fork()
         if run == 0:
             requests.close()
@@ -77,6 +77,8 @@ def _become(request: dict[str, Any]) -> None:
     os.environ[PARENT] = str(os.getppid())
     sys.argv[:] = ["bam-train", *request["words"]]
     gc.unfreeze()
+    # Until the command has handlers of its own, Ctrl-C shall print no traceback; the sweep says what has become of the run.
+    signal.signal(signal.SIGINT, lambda number, _frame: os._exit(128 + number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED)
 
 
@@ -90,7 +92,7 @@ def _leave() -> None:
 
 if __name__ == "__main__":
     atexit.register(_leave)  # before everything that is imported registers functions, which are called in reverse order
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
     try:
         runpy.run_module("bam_exp", run_name="__main__", alter_sys=True)
         _ended = 0

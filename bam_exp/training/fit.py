@@ -1,5 +1,6 @@
 """Training and testing one run, from wherever it stands to its `result.json`."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from bam_exp.build import Parts, build
 from bam_exp.complexity import complexity
 from bam_exp.console import say
 from bam_exp.data.batches import sizes_of_shares
+from bam_exp.errors import Diverged
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.compiling import compile_network, graphs_skipped
 from bam_exp.machine.interruption import Interruption
@@ -70,9 +72,9 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     trainer.fit(learner, ckpt_path=newest, weights_only=True)
     if learner.evaluate_last() and machine.best_weights:
         writer.write_if_best(learner.history[-1])
+    metrics = _finite(learner.metrics())
     writer.write()
     _show_picture(run, learner, logger)
-    metrics = learner.metrics()
     logger.close(settings_of(run, cost.params))
     checkpoints.keep_only_newest()
     result = make_result(
@@ -88,6 +90,13 @@ def fit(run: Run, parts: Parts, machine: Machine, interruption: Interruption) ->
     write_result(run, result)
     _print_summary(run, result, graphs_skipped(machine.compile_used))
     return result
+
+
+def _finite(metrics: dict[str, float | int]) -> dict[str, float | int]:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} after the last step; a smaller recipe.lr may help")
+    return metrics
 
 
 def _show_picture(run: Run, learner: Learner, logger: Curves) -> None:

@@ -1,5 +1,6 @@
 """Training one run: its lock, a GPU, the other ranks, and how it ends."""
 
+import signal
 import sys
 import time
 import traceback
@@ -39,6 +40,8 @@ def train(run: Run, parts: Parts, machine: Machine, command: str | None = None) 
         return
     interruption = Interruption()
     interruption.listen()
+    if interruption.number is None and interruption.requested:
+        raise SystemExit(128 + signal.SIGTERM)  # the sweep has gone while this run was being started
     first = machine.world.rank == 0
     try:
         with ExitStack() as held:

@@ -179,3 +179,59 @@ def test_what_cannot_be_used_is_listed(copy: Path) -> None:
     assert len(store) == 1  # from runs.csv
     assert len(store.unusable) == 1
     assert "result.json" in store.unusable[0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"top1_error": 27.05,', "", "metrics has none of top1_error"),
+        ('"top1_error": 27.05', '"top1_error": "12"', "metrics.top1_error is wrong"),
+        ('"top1_error": 27.05', '"top1_error": 1e308', "metrics.top1_error is wrong"),
+        ('"params": 70000', '"params": "x"', "params is wrong"),
+        (
+            '"threads": 2',
+            '"threads": 2, "precision": "float32", "seconds_per_epoch": "x"',
+            "seconds_per_epoch=x: should be",
+        ),
+    ],
+    ids=["no figure", "text", "too large", "params", "another column"],
+)
+def test_an_edited_result_takes_no_figure_from_the_store(
+    copy: Path, bam_tables: Command, old: str, new: str, said: str
+) -> None:
+    result, store = copy / RUN / "result.json", copy / "results" / "runs.csv"
+    before = store.read_bytes()
+    text = result.read_text()
+    assert text.count(old) == 1
+    result.write_text(text.replace(old, new))
+    ended = bam_tables("report", "demo")
+    assert "Traceback" not in ended.err
+    assert said in ended.out + ended.err
+    assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda head: head.replace("top1_error", "seed", 1), "the column seed occurs twice"),
+        (lambda head: head.replace("top1_error", "top_1_error", 1), "there is no column 'top_1_error'"),
+    ],
+    ids=["twice", "unknown"],
+)
+def test_a_store_with_another_head_is_refused(
+    copy: Path, bam_tables: Command, spoil: Callable[[str], str], said: str
+) -> None:
+    store = copy / "results" / "runs.csv"
+    head, newline, rest = store.read_text().partition("\n")
+    store.write_text(spoil(head) + newline + rest)
+    before = store.read_bytes()
+    ended = bam_tables("report", "demo")
+    assert ended.code == 2
+    assert said in ended.err
+    assert store.read_bytes() == before
+
+
+def test_a_store_with_a_byte_order_mark_is_read(copy: Path, bam_tables: Command) -> None:
+    store = copy / "results" / "runs.csv"
+    store.write_bytes(b"\xef\xbb\xbf" + store.read_bytes())
+    assert bam_tables("report", "demo").code == 0

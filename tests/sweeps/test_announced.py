@@ -1,13 +1,17 @@
 """A sweep trains what it announced, or is refused: configs of the user's, interpolations, Hydra's own flags."""
 
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import Command, Ended
+from safetensors.torch import load_file, save_file
 
 FAST = (
     "recipe.epochs=1", "recipe.max_steps=1", "backbone.widen=0.25", "attention.reduction=4", "data.train_size=160",
@@ -125,3 +129,92 @@ def test_a_yaml_alone_runs_nothing(bam_train: Command, tmp_path: Path, target: s
     assert ended.code == 2
     assert f"recipe._target_={target}" in ended.err
     assert not {name for name in set(sys.modules) - before if name.startswith(("other_package", "numpy.load"))}
+
+
+def test_two_folders_are_two_runs(tmp_path: Path) -> None:
+    """Where the first has its run already, the second does not."""
+    assert bam_train_process(tmp_path, *FAST, "output_dir=a").code == 0
+    ended = bam_train_process(tmp_path, "-m", *FAST, "output_dir=a,b")
+    assert ended.code == 0, ended.err
+    assert "2 runs: 1 done already, 1 to run" in ended.out
+    assert names(tmp_path / "a") == names(tmp_path / "b") != set()
+
+
+def test_jobs_with_one_folder_and_other_weights_are_refused(tmp_path: Path) -> None:
+    assert bam_train_process(tmp_path, *FAST, "output_dir=a").code == 0
+    (weights,) = (tmp_path / "a").glob("runs/**/weights.safetensors")
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.safetensors").write_bytes(weights.read_bytes())
+    words = ["-m", *FAST, "weights=one/x.safetensors,two/x.safetensors"]
+    same = bam_train_process(tmp_path, *words, "output_dir=b")
+    assert "1 runs: 0 done already, 1 to run" in same.out, "equal weights are one run"
+    changed = load_file(weights)
+    changed["stem.conv1.weight"] *= 2
+    save_file(changed, tmp_path / "two" / "x.safetensors")
+    ended = bam_train_process(tmp_path, *words, "output_dir=c")
+    assert ended.code == 2
+    assert "two jobs of this sweep would have this folder" in ended.err
+    assert not names(tmp_path / "c")
+
+
+@pytest.mark.parametrize("word", ["evaluate=RUN", "evaluate=A,B"])
+def test_a_sweep_tests_no_weights(tmp_path: Path, word: str) -> None:
+    ended = bam_train_process(tmp_path, "-m", *FAST, word)
+    assert (ended.code, ended.err.count("\n")) == (2, 1)
+    assert f"{word}: a sweep trains; test one network at a time, without -m" in ended.err
+
+
+def test_a_deleted_key_is_in_the_name_and_in_what_is_recorded(tmp_path: Path) -> None:
+    """`shapes_small` has pictures of 24 pixels, `Shapes` by default of 32."""
+    words = ["data=shapes_small", *FAST]
+    assert bam_train_process(tmp_path, *words, "~data.size").code == 0
+    (name,) = names(tmp_path)
+    assert name.startswith("shapes_small-")
+    assert "-size32/" in name
+    result = json.loads((tmp_path / "runs" / name / "result.json").read_text())
+    assert "data.size=32" in result["command"].split()
+    assert bam_train_process(tmp_path, *words).code == 0, "the run with 24 pixels is another one"
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_job_counts_its_run_once(tmp_path: Path) -> None:
+    """d4 and r16 are one run, and so are the same values typed twice."""
+    ended = bam_train_process(tmp_path, "-m", *FAST, "seed=3,3,4")
+    assert ended.code == 0, ended.err
+    assert "2 runs: 0 done already, 2 to run" in ended.out
+    assert "run 1 of 2\n" in ended.out
+    assert "run 2 of 2" in ended.out
+    assert "of 3" not in ended.out
+
+
+def test_a_run_that_cannot_be_judged_fails_and_the_others_go_on(tmp_path: Path) -> None:
+    """At this rate one step leaves weights with which the test loss is not finite."""
+    ended = bam_train_process(tmp_path, "-m", *FAST, "recipe.lr=0.1,1e30,0.2")
+    assert ended.code == 1
+    assert "2 of 3 runs done, 1 failed" in ended.out
+    assert re.search(
+        r"^FAILED .*lr1e\+30.*: Diverged: test_loss is (nan|inf) after the last step", ended.err, re.MULTILINE
+    )
+    assert len(names(tmp_path)) == 2
+    assert not list(tmp_path.glob("runs/**/*lr1e+30*/**/weights.safetensors"))
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.4])
+def test_ctrl_c_twice_while_a_run_is_started_ends_the_sweep(tmp_path: Path, pause: float) -> None:
+    command = [sys.executable, "-P", "-m", "bam_exp", "-m", *FAST, "seed=1,2"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as sweep:
+        assert sweep.stdout is not None
+        for line in sweep.stdout:
+            if line.startswith("run 1 of"):
+                break
+        time.sleep(0.5)  # the process that forks the run is importing
+        for _ in range(2):
+            sweep.send_signal(signal.SIGINT)
+            time.sleep(pause)
+        out, err = sweep.communicate(timeout=90)
+    assert sweep.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert "sweep interrupted: 0 of 2 runs done" in err

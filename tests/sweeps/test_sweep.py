@@ -206,8 +206,10 @@ def test_a_job_knows_its_place_and_the_sweep_its_time_to_go(
     monkeypatch.setattr("bam_exp.sweeps.sweep.is_done", lambda run: run.name in ("before", "first"))
     monkeypatch.setenv(PLACE, "")
     callback = Sweep()
-    callback.jobs = [SimpleNamespace(name=name) for name in ("before", "first", "second", "third", "fourth")]
-    callback.runs = {run.name: run for run in callback.jobs}
+    callback.jobs = [
+        SimpleNamespace(name=name, folder=tmp_path / name) for name in ("before", "first", "second", "third", "fourth")
+    ]
+    callback.runs = {run.folder: run for run in callback.jobs}
     callback.results = [str(tmp_path / run.name) for run in callback.jobs]
     for done in ("before", "first"):
         (tmp_path / done).touch()
