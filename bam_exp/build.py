@@ -66,8 +66,13 @@ def build_on_meta(chosen: Chosen, *, classes: int | None = None) -> Parts:
         ConfigError: as `build`.
         DataError: if the weights to start from or to test do not fit the network.
     """
-    with torch.device("meta"):
-        parts = build(chosen, classes=classes)
+    try:
+        with torch.device("meta"):
+            parts = build(chosen, classes=classes)
+    except RuntimeError as error:  # a size that PyTorch cannot count
+        raise ConfigError(
+            f"backbone: this {chosen.backbone.name} is too large ({' '.join(str(error).split())})"
+        ) from error
     if chosen.weights is not None:
         check_weights(parts.network, chosen.weights, onto=True)
     if chosen.evaluate is not None:

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TextIO
 
 INTERRUPTED = 130
@@ -25,7 +26,7 @@ def say(line: str, stream: TextIO | None = None) -> None:
 
 
 def open_missing_streams() -> None:
-    """Give a process that was started without a standard stream (`>&-`) the null device in its place.
+    """Give a process that was started without a standard stream (`>&-`) the null device in its place, and have all take any text.
 
     Without it, the first file that is opened would get the number of the stream, and with it what libraries print.
     """
@@ -36,6 +37,9 @@ def open_missing_streams() -> None:
                 os.dup2(null, number)
                 os.close(null)
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":  # a terminal in ASCII has no ±
+            stream.reconfigure(errors="replace")
 
 
 def say_interrupted(program: str, command: str | None) -> None:

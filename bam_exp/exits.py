@@ -75,5 +75,9 @@ def out_of_memory(error: BaseException) -> str | None:
 
 def _say(line: str) -> None:
     """Print a line once for each machine."""
-    if World.from_environment().local_rank == 0:
+    try:
+        first = World.from_environment().local_rank == 0
+    except BamError:  # which is what the line says
+        first = True
+    if first:
         say(line)

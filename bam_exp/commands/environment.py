@@ -33,6 +33,11 @@ def use_environment(config_dir: str | None = None) -> None:
     """
     folders = [Path(folder) for folder in os.environ.get(CONF, "").split(os.pathsep) if folder]
     admitted = [package.strip() for package in os.environ.get(PACKAGES, "").split(",") if package.strip()]
+    for package in admitted:
+        if not package.isidentifier() or find_spec(package) is None:
+            raise ConfigError(
+                f"{PACKAGES}={package}: there is no such package; install it, or put its folder on PYTHONPATH"
+            )
     for entry in entry_points(group=ENTRY_POINT):
         module = entry.value.partition(":")[0]
         try:

@@ -99,4 +99,4 @@ def _add_to_tensorboard(figure: "Figure", folder: Path) -> None:
 def main() -> None:
     """`bam-maps`; wrong input ends in one line and exit code 2."""
     with one_line_errors("bam-maps", sys.argv[1:]):
-        maps(_parser().parse_args())
+        maps(_parser().parse_intermixed_args())

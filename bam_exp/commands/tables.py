@@ -45,7 +45,7 @@ def _report(names: Sequence[str], _overrides: Sequence[str], options: argparse.N
 def _plan(names: Sequence[str], overrides: Sequence[str], options: argparse.Namespace) -> int:
     from bam_exp.reports.plan import plan
 
-    budget = seconds_of(options.budget) if options.budget else None
+    budget = None if options.budget is None else seconds_of(options.budget)
     return plan(names or table_names(), overrides, options.output_dir, budget, measured=options.measure)
 
 
@@ -113,13 +113,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(typed: Sequence[str]) -> argparse.Namespace:
+    """The options, with words also behind them, which argparse takes for superfluous in a sub-command."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(typed)
+    if flags := [word for word in rest if word.startswith("-")]:
+        parser.error(f"unrecognized arguments: {' '.join(flags)}")
+    options.words += rest
+    return options
+
+
 def main() -> None:
     """`bam-tables`; wrong input ends in one line and exit code 2."""
     with one_line_errors("bam-tables", sys.argv[1:]):
         use_environment(value_of(sys.argv[1:], "--config-dir"))
-        options = _parser().parse_args()
-        overrides = [word for word in options.words if "=" in word]
-        names = [word for word in options.words if "=" not in word]
+        options = _parse(sys.argv[1:])
+        overrides = [word for word in options.words if "=" in word or word.startswith("~")]
+        names = [word for word in options.words if word not in overrides]
+        if folder := [word for word in overrides if word.lstrip("+").startswith("output_dir=")]:
+            raise ConfigError(f"{folder[0]}: bam-tables takes --output-dir DIR")
         if overrides and not options.takes_overrides:
             raise ConfigError(f"{overrides[0]}: {options.command} takes the names of tables only")
         for name in names:

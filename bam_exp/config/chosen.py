@@ -138,6 +138,10 @@ class Chosen:
                     f"{key}={_shortened(cfg[key])}: no such key{nearest(key, allowed)} (there are {', '.join(allowed)})"
                 )
         settings = {key: _setting(cfg, key) for key in SETTINGS}
+        if settings["evaluate"] is not None and settings["weights"] is not None:
+            raise ConfigError(
+                f"weights={settings['weights']}: evaluate= tests its own weights and trains nothing; leave it out"
+            )
         seed = settings["seed"]
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31:
             raise ConfigError(f"seed={seed}: should be a whole number from 0 to 2147483647")
@@ -203,6 +207,8 @@ def _weights_file(key: str, value: object) -> Path | None:
     if value is None:
         return None
     path = Path(str(value)).expanduser()
+    if isinstance(value, str) and not path.exists():
+        raise ConfigError(f"{key}={value}: there is no such file or folder")
     if isinstance(value, str) and path.is_dir():
         path /= WEIGHTS
         if not path.is_file():
@@ -222,6 +228,8 @@ def _photos(value: object, evaluate: object) -> tuple[Path, ...]:
     values = value if isinstance(value, ListConfig) else [value]
     if evaluate is None:
         raise ConfigError(f"images={_shortened(value)}: needs evaluate=RUN, the network that is to name their classes")
+    if not values:
+        raise ConfigError("images=[]: should name at least one photo")
     paths = tuple(Path(str(name)).expanduser() for name in values)
     for path in paths:
         if not path.is_file():

@@ -97,7 +97,10 @@ def swept_values(override: "Override") -> list[str]:
         ConfigError: for a sweep that has no value, or an interval, whose values only a search can choose.
     """
     if override.is_discrete_sweep():
-        values = [str(value) for value in override.sweep_string_iterator()]
+        try:
+            values = [str(value) for value in override.sweep_string_iterator()]
+        except ValueError as error:
+            raise ConfigError(f"{override.input_line}: {error}") from error
         if not values:
             raise ConfigError(f"{override.input_line}: names no value at all")
         return values
@@ -119,5 +122,5 @@ def check_overrides(overrides: Iterable[str]) -> None:
         removed, key = key.startswith("~"), key.lstrip("+~")
         if _SECRET.search(key):
             raise ConfigError(f"{key}=…: looks like a secret; no run needs one, and it would be stored in plain text")
-        if key in GROUPS and (removed or value in ("", "null") or value.startswith(("[", "{"))):
+        if key in GROUPS and (removed or value in ("", "null") or value.startswith(("[", "{", "/", ".", "~"))):
             raise ConfigError(f"{override}: {key} should be one of {', '.join(choice_names(key))}")

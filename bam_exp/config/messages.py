@@ -30,7 +30,11 @@ def one_line(error: BaseException) -> str:
     if hydra is not None and isinstance(error, hydra.MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         parent = re.match(r"In '([^']+)'", str(error))
-        named_by = f"{parent.group(1)}: its defaults name " if parent and parent.group(1) != "config" else ""
+        named_by = (
+            f"{parent.group(1)}: its defaults name "
+            if parent and parent.group(1) not in ("config", "hydra/config")
+            else ""
+        )
         options = [str(option) for option in error.options or choice_names(group)]
         return named_by + _no_such_choice(group, choice, options)
     text = str(error)
@@ -40,6 +44,8 @@ def one_line(error: BaseException) -> str:
             if "/" in key and "already" in text:
                 return f"{key}: " + " ".join(text.split())
             known = list(_all_keys())
+            if key in known and "already" in text:
+                return f"{key}: the config has this key already; leave out the plus"
             if key in known:
                 return f"{key}: the {key.partition('.')[0]} that was chosen has no such key"
             return f"{key}: no such key{nearest(key, known)}"

@@ -31,7 +31,8 @@ def _check(name: str, root: Path, there: bool, make: Callable[[], Any]) -> Calla
 
         if not there:
             words = "TARS DIR" if name == "imagenet" else "DIR"
-            return Finding("ok", f"not in {root} (`bam-data {name} {words}` puts it into DIR)")
+            absent = "" if root.is_dir() else ", a folder that does not exist"
+            return Finding("ok", f"not in {root}{absent} (`bam-data {name} {words}` puts it into DIR)")
         try:
             data = make()
             data.prepare()

@@ -143,7 +143,7 @@ def _memory() -> Finding:
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else None
     text = f"{free / GB:.1f} of {all_of_it / GB:.1f} GB free"
     if shared is not None:
-        text += f", {shared / GB:.1f} GB of it in /dev/shm"
+        text += f", room for {shared / GB:.1f} GB in /dev/shm"
     if free < 2 * GB:
         return Finding("note", text, "a run of CIFAR-100 takes 1 to 3 GB: train one at a time")
     if shared is not None and shared < GB:

@@ -30,7 +30,7 @@ class Machine:
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto"] | Precision = "auto"
+    precision: Literal["auto", Precision] = "auto"
     compile: Literal["auto", "on", "reduce-overhead", "off"] = "auto"
     sgd: Literal["fused", "foreach", "loop"] = "fused"
     threads: Annotated[PositiveInt, Field(le=1024)] | None = None

@@ -5,7 +5,17 @@ import re
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from bam_exp.errors import ConfigError
 from bam_exp.processes import LAUNCHED
+
+
+def _number(variable: str, otherwise: int | None = None) -> int:
+    value = os.environ.get(variable, otherwise)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        said = " is not set" if value is None else f"={value}: should be a whole number"
+        raise ConfigError(f"{variable}{said}, as torchrun and srun set it") from error
 
 
 @dataclass(frozen=True)
@@ -22,17 +32,21 @@ class World:
 
     @classmethod
     def from_environment(cls) -> Self:
-        """The world that the environment describes: by torchrun's variables, or by those of an srun step with several tasks."""
+        """The world that the environment describes: by torchrun's variables, or by those of an srun step with several tasks.
+
+        Raises:
+            ConfigError: naming a variable that is no whole number.
+        """
         variables = os.environ
-        if int(variables.get("WORLD_SIZE", 1)) > 1 and "RANK" in variables:
-            rank, size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
-            local, local_size = int(variables.get("LOCAL_RANK", rank)), int(variables.get("LOCAL_WORLD_SIZE", size))
+        if (size := _number("WORLD_SIZE", 1)) > 1 and "RANK" in variables:
+            rank = _number("RANK")
+            local, local_size = _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size)
             return cls(rank, size, local, local_size, "bam-train" if LAUNCHED in variables else "torchrun")
-        if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if (size := _number("SLURM_STEP_NUM_TASKS", 1)) > 1:
             here = re.match(r"\d+", variables.get("SLURM_STEP_TASKS_PER_NODE", ""))
-            local_size = int(here.group()) if here else 1
-            rank, size = int(variables["SLURM_PROCID"]), int(variables["SLURM_STEP_NUM_TASKS"])
-            return cls(rank, size, int(variables["SLURM_LOCALID"]), local_size, "srun")
+            return cls(
+                _number("SLURM_PROCID"), size, _number("SLURM_LOCALID"), int(here.group()) if here else 1, "srun"
+            )
         return cls()
 
     @property

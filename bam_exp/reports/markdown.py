@@ -19,7 +19,7 @@ def markdown(report: Report) -> str:
     lines = [f"# {report.title}", ""]
     if report.variant:
         changed = " and ".join(f"{group} `{name}`" for group, name in report.variant.items())
-        lines += [f"Not the table itself, {report.table.title}: these runs have {changed}.", ""]
+        lines += [f"This is not {report.table.title} itself: its runs have {changed}.", ""]
     for index in range(len(report.rows) + 1):
         texts = [
             cells[index].rjust(width) if place else cells[index].ljust(width)

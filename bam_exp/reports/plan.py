@@ -52,7 +52,7 @@ def plan(
     works = _works(todo)
     if measured:
         measure({works[state.row.name].network: state.run for state in todo}, Path(output_dir))
-    device = device_of(states[0].run) if states else {}
+    device = device_of(states[0].run) if states else {}  # which also checks the device
     costs = Costs(_lines(Path(output_dir)), device)
     missing = [Missing(state, works[state.row.name], costs.estimate(works[state.row.name])) for state in todo]
     by_name = {one.state.run.name: one for one in missing}
@@ -64,7 +64,7 @@ def plan(
         rows.append((state.row.label, f"seed {state.run.seed}", detail, *cells))
     if states:
         print_grid(
-            f"What {', '.join(table_names)} would need on {describe(device)}",
+            f"Cost of {', '.join(table_names)} on {describe(device)}",
             ("row", "", "state", "time", "disk"),
             rows,
         )
@@ -85,6 +85,7 @@ def device_of(run: Run) -> Mapping[str, Any]:
     from bam_exp.build import make_machine
 
     machine = make_machine(run.chosen)
+    machine.check_device()
     precision = {} if machine.uses_gpu else {"precision": machine.precision}
     return {**machine.description(), "threads": machine.threads or available_cores(), **precision}
 

@@ -1,5 +1,6 @@
 """Reading tables: conf/table/<table>.yaml, of the package or of the user's folders."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
@@ -7,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, 
 from bam_exp.config.choices import NAME, choice_names, choice_path, nearest
 from bam_exp.config.strict_yaml import read_yaml
 from bam_exp.errors import ConfigError
-from bam_exp.figures import FIGURES
+from bam_exp.figures import FIGURES, METRICS
 from bam_exp.tables.table import Row, Table
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -35,7 +36,7 @@ class _TableFile(BaseModel):
     metric: str
     task: str = "classification"
     columns: Annotated[list[str], Field(min_length=1)]
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[NonNegativeInt, Field(lt=2**31)]], Field(min_length=1)]
     base: dict[str, Any] = {}
     counting: _Counting = _Counting()
     rows: Annotated[dict[str, _RowFile], Field(min_length=1)]
@@ -91,14 +92,23 @@ def _inconsistent(file: _TableFile) -> str | None:
             return f"columns: {column} is none of {', '.join(FIGURES)}"
     if file.metric not in file.columns:
         return f"metric: {file.metric} is not one of the columns"
+    if file.metric in _COUNTED:
+        return f"metric: {file.metric} is counted, not measured; rows are compared by a figure such as top1_error"
+    if file.task not in METRICS:
+        return f"task: {file.task} is none of {', '.join(METRICS)}"
     for row_name, row in file.rows.items():
-        if not NAME.fullmatch(row_name):  # +row/<table>=<row> is what selects it
+        if not NAME.fullmatch(row_name) or not row_name.isascii():  # +row/<table>=<row> is what selects it
             return f"rows.{row_name or repr(row_name)}: the name of a row should have letters, digits and . + - _ only"
+        if _is_no_text(row_name):
+            return f"rows.{row_name}: on a command line this is no name but a value; call it row{row_name}"
         for figure, printed in row.paper.items():
             if figure not in file.columns:
                 return (
                     f"rows.{row_name}.paper.{figure}={printed}: should be one of the columns {', '.join(file.columns)}"
                 )
+            if not re.fullmatch(r"\d+(\.\d+)?M" if figure == "params" else r"\d+(\.\d+)?", printed):
+                example = "24.07M" if figure == "params" else "20.00"
+                return f'rows.{row_name}.paper.{figure}={printed}: should be the figure as printed, as in "{example}"'
     for key, reasons in file.notes.items():
         if key == "table":
             if not isinstance(reasons, list) or not all(isinstance(reason, str) for reason in reasons):
@@ -110,6 +120,18 @@ def _inconsistent(file: _TableFile) -> str | None:
         elif wrong := [figure for figure in reasons if figure not in file.rows[key].paper]:
             return f"notes.{key}.{wrong[0]}: the row prints no such figure"
     return None
+
+
+_COUNTED = ("params", "gflops")
+
+
+def _is_no_text(name: str) -> bool:
+    """Whether Hydra would take a name for a number, a truth value or nothing."""
+    try:
+        float(name)
+    except ValueError:
+        return name.lower() in ("true", "false", "null")
+    return True
 
 
 def _first(error: ValidationError) -> str:

@@ -113,7 +113,7 @@ def _make_learner(run: Run, parts: Parts, machine: Machine) -> tuple[Learner, Ma
     first, weights = ranks.rank() == 0, run.chosen.weights
     if weights is not None and (kept := load_weights(network, weights, onto=True)) and first:
         parts_kept = ", ".join(dict.fromkeys(".".join(name.split(".")[:2]) for name in kept))
-        say(f"{run.name}: not in {weights}, and so random: {parts_kept}")
+        say(f"{run.name}: initialised at random, because it is not in {weights}: {parts_kept}")
     if first and (advice := task.advice(pretrained=weights is not None)):
         say(f"{run.name}: {advice}")
     network.to(memory_format=torch.channels_last)

@@ -1,5 +1,7 @@
 """The precision of a run: the one it began with; on a CPU, `auto` is the faster one for the run's backbone."""
 
+import hashlib
+import json
 import time
 from contextlib import ExitStack, suppress
 from copy import deepcopy
@@ -10,10 +12,9 @@ from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bam_exp.config.remembered import remembered
 from bam_exp.console import say
 from bam_exp.cpu import cpu_name
-from bam_exp.files import cache_file
+from bam_exp.files import cache_file, read_json, write_cache
 from bam_exp.machine import Machine, ranks
 from bam_exp.machine.precision import Precision
 from bam_exp.runs.folder import precision_begun
@@ -44,7 +45,7 @@ def _settle(run: Run, machine: Machine, network: nn.Module, size: int) -> Precis
     begun = precision_begun(run, unless_said=used)
     if begun is not None and begun != used:
         if machine.precision == "auto" and begun != "tf32":
-            say(f"{run.name}: computing in {begun}, in which it began")
+            say(f"{run.name}: continuing in {begun}, as it began")
             return begun
         say(f"{run.name}: computing in {used} from here on; it began in {begun}")
     if begun is None and machine.precision == "auto" and not machine.uses_gpu and bfloat16_instructions():
@@ -56,22 +57,32 @@ def _faster_for_backbone(run: Run, network: nn.Module, size: int) -> Precision:
     """The precision that this processor is faster in, which the first run that asks finds out and says.
 
     It is kept for the backbone, not for the network, and in the user's cache: the rows and the seeds of a table should not differ
-    in precision because their attentions do, or because two timings nearly agree.
+    in precision because their attentions do, or because two timings nearly agree. It does not depend on the user's configs or on
+    the version of this package, so that a table that is continued after a change of either keeps its precision.
     """
-    key = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "backbone": run.names["backbone"], "size": size}
-
-    def time_both() -> Precision:
-        used, reason = faster_on_cpu(network, size)
-        say(f"{run.name}: computing in {used}: {reason}")
-        return used
-
-    lock = cache_file("precision.lock")
+    key = {
+        "cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__, "size": size,
+        "backbone": run.chosen.backbone.identity,
+    }  # fmt: skip
+    name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    answer, lock = cache_file(f"precision/{name}.json"), cache_file("precision.lock")
     with ExitStack() as held:
-        if lock is not None:
-            with suppress(OSError):  # Without a cache that can be written, each run has its own answer.
-                lock.parent.mkdir(parents=True, exist_ok=True)
-                held.enter_context(FileLock(lock))  # Runs that start together wait for the first one's timing.
-        used: Precision = remembered("precision", key, time_both)
+        if answer is None or lock is None:  # Without a cache, each run has its own answer.
+            return _timed(run, network, size)
+        with suppress(OSError):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(lock))  # Runs that start together wait for the first one's timing.
+        known: Precision | None = read_json(answer).get("precision")
+        if known in ("float32", "bfloat16"):
+            return known
+        used = _timed(run, network, size)
+        write_cache(answer, lambda part: part.write_text(json.dumps({"precision": used, **key}, default=str)))
+    return used
+
+
+def _timed(run: Run, network: nn.Module, size: int) -> Precision:
+    used, reason = faster_on_cpu(network, size)
+    say(f"{run.name}: computing in {used}: {reason}")
     return used
 
 

@@ -104,6 +104,63 @@ def test_one_wrong_job_stops_the_sweep_before_the_first_starts(bam_train: Comman
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["hydra.sweeper.max_batch_size=0"],
+            "hydra.sweeper.max_batch_size=0: should be a whole number from 1, or null",
+        ),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"],
+            "hydra.launcher.n_jobs=0: should be the number of runs at a time",
+        ),
+        (["+experiment=demo", "seed="], "seed=: should be a whole number from 0 to 2147483647"),
+    ],
+)
+def test_what_would_end_a_sweep_later_is_refused_before_it_is_announced(
+    bam_train: Command, tmp_path: Path, words: list[str], said: str
+) -> None:
+    ended = bam_train("-m", *words)
+    assert (ended.code, ended.out, len(ended.err.splitlines())) == (2, "", 1)
+    assert said in ended.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("WORLD_SIZE", "x", "WORLD_SIZE=x: should be a whole number"),
+        ("SLURM_STEP_NUM_TASKS", "2", "SLURM_PROCID is not set"),
+        ("BAM_EXP_PACKAGES", "no_such_package", "BAM_EXP_PACKAGES=no_such_package: there is no such package"),
+    ],
+)
+def test_a_wrong_environment_is_one_line(
+    bam_train: Command, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    ended = bam_train(*TINY)
+    assert (ended.code, len(ended.err.splitlines())) == (2, 1)
+    assert said in ended.err
+
+
+def test_words_behind_options_are_words(bam_tables: Command) -> None:
+    first, last = (
+        bam_tables("plan", "demo", *words) for words in (["seed=0", "--budget", "1s"], ["--budget", "1s", "seed=0"])
+    )
+    assert first.code == last.code == 0
+    assert first.out == last.out
+    wrong = bam_tables("plan", "demo", "--budgt", "1s")
+    assert (wrong.code, len(wrong.err.splitlines())) == (2, 1)
+    assert "--budgt" in wrong.err
+
+
+def test_an_output_dir_that_would_be_ignored_is_refused(bam_tables: Command) -> None:
+    ended = bam_tables("status", "demo", "output_dir=elsewhere")
+    assert (ended.code, ended.out) == (2, "")
+    assert "output_dir=elsewhere: bam-tables takes --output-dir DIR" in ended.err
+
+
 @pytest.mark.parametrize("words", [["params", "table9"], ["report", "table1"]])
 def test_an_unknown_table_gets_one_line(bam_tables: Command, tmp_path: Path, words: list[str]) -> None:
     ended = bam_tables(*words)

@@ -151,6 +151,13 @@ def test_wrong_configs_are_refused_with_one_line(count: int, tmp_path: Path, cap
         ("recipe.lr=${nothing}", "recipe.lr: Interpolation key 'nothing' not found"),
         ("", "'': not of the form key=value"),
         ("recipe={a:1", "recipe={a:1: "),
+        ("backbone.widen=1e9", "backbone: this resnet20 is too large"),
+        ("trainer.precision=bf16", "trainer.precision=bf16: input should be 'auto', 'float32', 'tf32' or 'bfloat16'"),
+        ("+recipe.lr=0.2", "recipe.lr: the config has this key already; leave out the plus"),
+        ("attention=/etc/passwd", "attention=/etc/passwd: attention should be one of bam, "),
+        ("hydra/sweeper=optun", "hydra/sweeper=optun: there is no such hydra/sweeper"),
+        ("weights=nothing.safetensors", "weights=nothing.safetensors: there is no such file or folder"),
+        ("images=[]", "images=[]: "),
     ],
 )
 def test_a_refusal_names_the_key(word: str, named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -159,7 +166,9 @@ def test_a_refusal_names_the_key(word: str, named: str, tmp_path: Path, capfd: p
     assert named in err
 
 
-@pytest.mark.parametrize("word", ["seed=range(0,0)", "attention=glob(zzz*)", "recipe.lr=interval(0,1)"])
+@pytest.mark.parametrize(
+    "word", ["seed=range(0,0)", "seed=range(0,2,0)", "attention=glob(zzz*)", "recipe.lr=interval(0,1)"]
+)
 def test_a_sweep_without_values_is_refused(word: str) -> None:
     with config.composing():
         (override,) = config.parse_overrides([word], GlobalHydra.instance().config_loader())

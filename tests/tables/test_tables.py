@@ -91,6 +91,22 @@ def table(**changes: object) -> str:
         ({"rows": {"": {}}}, "rows.'': the name of a row"),
         ({"rows": {"a b/c": {}}}, "rows.a b/c: the name of a row"),
         ({"rows": {"../x": {}}}, "rows.../x: the name of a row"),
+        ({"rows": {"é": {}}}, "rows.é: the name of a row"),
+        *(
+            ({"rows": {name: {}}}, f"rows.{name}: on a command line this is no name")
+            for name in ("1", "1e3", "true", "null")
+        ),
+        (
+            {"rows": {"a": {"paper": {"top1_error": "1,5"}}}},
+            "rows.a.paper.top1_error=1,5: should be the figure as printed",
+        ),
+        (
+            {"rows": {"a": {"paper": {"params": "x"}}}},
+            'rows.a.paper.params=x: should be the figure as printed, as in "24.07M"',
+        ),
+        ({"metric": "params"}, "metric: params is counted, not measured"),
+        ({"task": "foo"}, "task: foo is none of classification, detection"),
+        ({"seeds": [2**31]}, "seeds.0=2147483648: input should be less than"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(own_tables: Path, changes: dict[str, object], named: str) -> None:

@@ -85,6 +85,34 @@ def test_rows_of_a_backbone_agree_though_a_second_timing_would_differ(
     assert settled(other, Machine(device="cpu"), network(), 32).precision_used == "float32"
 
 
+def test_the_precision_stays_when_the_users_configs_change(
+    bam_train: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A table that is continued with another folder of configs would mix two precisions otherwise."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
+    found = iter([("bfloat16", "the first timing"), ("float32", "the second timing")])
+    monkeypatch.setattr(precision, "faster_on_cpu", lambda *_: next(found))
+    assert bam_train(*AUTO).code == 0
+    (tmp_path / "own" / "attention").mkdir(parents=True)
+    (tmp_path / "own" / "attention" / "mine.yaml").write_text("_target_: bam_exp.attention.SE  # not ${this}\n")
+    ended = bam_train("--config-dir", str(tmp_path / "own"), *AUTO, "seed=7")
+    assert ended.code == 0
+    assert "training on cpu, 1 thread, bfloat16" in ended.err
+
+
+def test_a_run_that_is_done_in_another_precision_says_how_to_have_it_in_this_one(
+    bam_train: Command, tmp_path: Path
+) -> None:
+    words = [word for word in AUTO if "precision" not in word]
+    assert bam_train(*words, "trainer.precision=bfloat16").code == 0
+    for precision_typed, said in (("float32", True), ("bfloat16", False), ("auto", False)):
+        ended = bam_train(*words, f"trainer.precision={precision_typed}")
+        assert ended.code == 0
+        assert "done already" in ended.out
+        assert ("in bfloat16; to have it in float32, move" in ended.out) == said
+
+
 def test_runs_that_start_together_are_timed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(precision, "bfloat16_instructions", lambda: True)
@@ -139,7 +167,7 @@ def test_a_run_that_continues_keeps_its_precision(
     run.folder.mkdir(parents=True)
     begin(run, "bfloat16")
     assert settled(run, Machine(device="cpu"), network(), 32).precision_used == "bfloat16"
-    assert "computing in bfloat16, in which it began" in capsys.readouterr().err
+    assert "continuing in bfloat16, as it began" in capsys.readouterr().err
     assert settled(run, Machine(device="cpu", precision="float32"), network(), 32).precision_used == "float32"
     assert "computing in float32 from here on; it began in bfloat16" in capsys.readouterr().err
     # Version 0.1.0 did not store it, and `auto` was float32 on a CPU.
