@@ -76,7 +76,7 @@ def _show(options: argparse.Namespace) -> None:
     described = {
         "from": metadata.source + (f", epoch {metadata.epoch}" if metadata.epoch else ""),
         "network": " ".join(word for word in metadata.overrides if word.startswith(("backbone", "attention"))),
-        "trained on": " ".join(word for word in metadata.overrides if word.startswith(("data", "recipe"))),
+        "data and recipe": " ".join(word for word in metadata.overrides if word.startswith(("data", "recipe"))),
         "classes": f"{len(metadata.classes)}: {', '.join(metadata.classes[:4])}, …",
         "test figures": figures + (f" ({metadata.precision})" if metadata.precision else ""),
         "fingerprint": metadata.fingerprint or "",
@@ -84,7 +84,7 @@ def _show(options: argparse.Namespace) -> None:
     }
     for name, text in described.items():
         if text:
-            print(f"  {name:12}  {text}")
+            print(f"  {name:15}  {text}")
 
 
 def _import(options: argparse.Namespace) -> None:

@@ -52,7 +52,7 @@ def params(table_names: Sequence[str], form: str) -> int:
             print("\nFigures that differ, and why:\n" + "\n".join(f"  {reason}" for reason in reasons))
         print(
             f"\n{sum(counts.values())} printed figures: {counts['yes']} equal to the printed precision, "
-            f"{counts['noted']} differ as noted, {counts['no'] + counts['unexpected']} against expectation"
+            f"{counts['noted']} noted as different, {counts['no'] + counts['unexpected']} against expectation"
         )
     return 1 if counts["no"] or counts["unexpected"] else 0
 

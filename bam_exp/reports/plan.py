@@ -12,7 +12,7 @@ from bam_exp.reports.cost import Costs, Estimate, Work, describe, disk
 from bam_exp.reports.counts import count
 from bam_exp.reports.grid import print_grid
 from bam_exp.reports.measure import measure, measured_lines
-from bam_exp.reports.status import RunState, run_states
+from bam_exp.reports.status import RunState, labels_of, run_states
 from bam_exp.runs.rows import data_sizes
 from bam_exp.runs.run import Run
 from bam_exp.runs.store import Line, collect
@@ -57,11 +57,11 @@ def plan(
     missing = [Missing(state, works[state.row.name], costs.estimate(works[state.row.name])) for state in todo]
     by_name = {one.state.run.name: one for one in missing}
     rows = []
-    for state in states:
+    for label, state in zip(labels_of(states), states, strict=True):
         detail = state.state + (f": {state.detail}" if state.detail else "")
         one = by_name.get(state.run.name)
         cells = (_MARKS[one.estimate.source] + duration(one.estimate.seconds), _megabytes(one)) if one else ("", "")
-        rows.append((state.row.label, f"seed {state.run.seed}", detail, *cells))
+        rows.append((label, f"seed {state.run.seed}", detail, *cells))
     if states:
         print_grid(
             f"Cost of {', '.join(table_names)} on {describe(device)}",

@@ -114,6 +114,12 @@ def _headline(run: Run, metrics: Mapping[str, float]) -> str:
     return FIGURES[name].text(metrics[name])
 
 
+def labels_of(states: Sequence[RunState]) -> list[str]:
+    """The labels of the rows; with the table before each, if there are several."""
+    several = len({one.row.table for one in states}) > 1
+    return [f"{one.row.table}: {one.row.label}" if several else one.row.label for one in states]
+
+
 _MARKS = {
     "done": "green",
     "running": "cyan",
@@ -146,7 +152,11 @@ def status(table_names: Sequence[str], overrides: Sequence[str], output_dir: str
 
 
 def _grid(title: str, states: Sequence[RunState]) -> Grid:
-    rows = [(one.row.label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail) for one in states]
+    labels = labels_of(states)
+    rows = [
+        (label, f"seed {one.run.seed}", Text(one.state, _MARKS[one.state]), one.detail)
+        for label, one in zip(labels, states, strict=True)
+    ]
     grid = make_grid(title, ("row", "", "state", ""), rows)
     counts = {state: sum(one.state == state for one in states) for state in _MARKS}
     grid.caption = ", ".join(f"{count} {state}" for state, count in counts.items() if count)

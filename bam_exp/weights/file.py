@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, contiguous_format, nn
 
 from bam_exp.errors import DataError
-from bam_exp.files import write_output
+from bam_exp.files import WEIGHTS, write_output
 
 _CLASSIFIERS = ("head.", "heads.", "roi_heads.box_predictor.")
 """Layers whose shape depends on the number of classes."""
@@ -124,7 +124,11 @@ def not_weights(path: Path, error: Exception) -> DataError:
     """The error for a file that safetensors could not read."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: there is no such file")
-    hint = "" if path.suffix == ".safetensors" else "; `bam-weights import` makes one from a checkpoint"
+    hint = "; `bam-weights import` makes one from a checkpoint"
+    if path.suffix in (".onnx", ".pt2"):
+        hint = "; exports are for other programs, and the run's own file is " + WEIGHTS
+    elif path.suffix == ".safetensors":
+        hint = ""
     return DataError(f"{path}: not a file of weights that bam_exp has written ({first_line(error)}){hint}")
 
 
