@@ -69,7 +69,9 @@ def build_on_meta(chosen: Chosen, *, classes: int | None = None) -> Parts:
     try:
         with torch.device("meta"):
             parts = build(chosen, classes=classes)
-    except RuntimeError as error:  # a size that PyTorch cannot count
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
         raise ConfigError(
             f"backbone: this {chosen.backbone.name} is too large ({' '.join(str(error).split())})"
         ) from error

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -198,6 +199,21 @@ def test_a_run_that_cannot_be_judged_fails_and_the_others_go_on(tmp_path: Path) 
     )
     assert len(names(tmp_path)) == 2
     assert not list(tmp_path.glob("runs/**/*lr1e+30*/**/weights.safetensors"))
+
+
+def test_nothing_is_forked_for_a_launcher_that_has_gone(tmp_path: Path) -> None:
+    """As after Ctrl-C, which kills the workers of joblib while their servers are still importing."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [sys.executable, "-P", "-m", "bam_exp.sweeps.server", str(theirs.fileno()), "1"]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=tmp_path) as server:
+            theirs.close()
+            request = {"words": list(FAST), "environment": dict(os.environ), "folder": str(tmp_path)}
+            ours.sendall(json.dumps(request).encode() + b"\n")
+            assert server.wait(120) == 0
+        ours.settimeout(10)
+        assert ours.recv(8) == b"", "no process was answered"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.4])
