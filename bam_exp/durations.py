@@ -8,11 +8,13 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def duration(seconds: float) -> str:
-    """A duration for a person: `48 s`, `12 min`, `3 h 05 min`."""
+    """A duration for a person: `48 s`, `12 min`, `3 h 05 min`, `12 d`."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02} min"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes < 6000 else f"{minutes / 1440:,.0f} d"
 
 
 def seconds_of(text: str) -> float:

@@ -79,14 +79,14 @@ def _figure(report: Report, name: str) -> list[Column]:
 def _difference(report: Report, name: str) -> Column:
     def text(row: ReportRow) -> str:
         difference = row.cells[name].difference
-        return EMPTY if difference is None else f"{difference:+.2f}"
+        return EMPTY if difference is None else f"{difference:+z.2f}"
 
     return _column(report, f"{name}.difference", FIGURES[name].heading, "difference", text)
 
 
 def _gains(report: Report) -> list[Column]:
     """The gain over the baseline, its interval and its corrected p-value, as far as there are any."""
-    gain = [_column(report, "gain", "Gain", "", lambda row: f"{row.gain.value:+.2f}" if row.gain else EMPTY)]
+    gain = [_column(report, "gain", "Gain", "", lambda row: f"{row.gain.value:+z.2f}" if row.gain else EMPTY)]
     if any(one.interval for one in report.gains):
         gain += [
             _column(report, "interval", "Gain", "95 % interval", interval_text),

@@ -146,4 +146,4 @@ def _spread(cell: Cell) -> dict[str, str]:
 
 
 def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2f}"
+    return "" if value is None else f"{value:+z.2f}"

@@ -184,3 +184,18 @@ def test_after_runs_of_two_steps_a_plan_is_within_half_of_an_epoch(
 
     checkpoint, weights = (next(run.folder.glob(name)) for name in ("checkpoint-*.pt", "weights.safetensors"))
     assert disk(cost) == pytest.approx(2 * checkpoint.stat().st_size + weights.stat().st_size, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (48, "48 s"),
+        (700, "12 min"),
+        (11_100, "3 h 05 min"),
+        (356_000, "98 h 53 min"),
+        (360_000, "4 d"),
+        (67_188_000, "778 d"),
+    ],
+)
+def test_a_duration_is_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
