@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -113,8 +113,9 @@ def _watch_sweep() -> None:
 
 def _leave() -> None:
     """End a worker without taking down what it has imported: after Ctrl-C, Triton prints what has leaked."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # its reader has gone, or it is closed
+            stream.flush()
     os._exit(0)
 
 
