@@ -81,7 +81,7 @@ def attach(
         if place.way == "hook" and isinstance(backbone.get_submodule(place.name), _BatchNorm)
     ]
     earlier_left_out, earlier_notes = _remarks(backbone)
-    backbone._attach_remarks = ((*earlier_left_out, *left_out), (*earlier_notes, *notes))  # type: ignore[assignment]
+    backbone.__dict__["_attach_remarks"] = ((*earlier_left_out, *left_out), (*earlier_notes, *notes))
     return backbone
 
 

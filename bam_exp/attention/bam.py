@@ -169,7 +169,7 @@ class ExpandedBatchNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def reset_parameters(self) -> None:
-        """Set the initial weight and bias, as those who initialise a network from the meta device call it."""
+        """Set weight and bias to their initial values; tools that take a network from the meta device call this."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 

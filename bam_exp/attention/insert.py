@@ -70,14 +70,15 @@ def record_of(attention: nn.Module) -> object:
 
 
 def place_of(attention: str) -> str:
-    """The name of the module behind which an attention of that name stands."""
-    return attention.removesuffix(".attention").removesuffix("_attention")
+    """The name of the module behind which an attention of that name stands; empty for the network itself."""
+    parent, _, child = attention.rpartition(".")
+    return parent if child == "attention" else attention.removesuffix("_attention")
 
 
 def runs(network: nn.Module, attention: str) -> bool:
     """Whether the attention of that name is still run: what replaces a module by another one may drop its hooks."""
-    if not attention.endswith(".attention"):
-        return True
+    if attention.rpartition(".")[2] != "attention":
+        return True  # it stands after its place, in the nn.Sequential around both
     place = network.get_submodule(place_of(attention))
     return is_sequential(place) or _refine in place._forward_hooks.values()
 

@@ -30,9 +30,10 @@ class Place:
     """Whether the attention is run: `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, for one, drops hooks."""
 
     def __str__(self) -> str:
-        line = f"{self.kind} behind {self.name}: {self.map}"
+        name = self.name or "the module itself"
+        line = f"{self.kind} behind {name}: {self.map}"
         line += " channels" if isinstance(self.map, int) else ""
-        return line if self.runs else f"{line}; NOT RUN, because the hook of {self.name} is gone"
+        return line if self.runs else f"{line}; NOT RUN, because the hook of {name} is gone"
 
     @property
     def channels(self) -> int:
@@ -148,7 +149,7 @@ def _ways(backbone: nn.Module, name: str) -> list[str]:
 
 
 def _check_not_compiled(backbone: nn.Module, name: str) -> None:
-    """Refuse a module inside of one that torch.compile has made: its compiled code may not see what is put there."""
+    """Refuse a module inside one that torch.compile has made: its compiled code may not see what is put there."""
     if "_orig_mod" in name.split("."):
         raise ValueError(f"at={name}: this part of the network is compiled; attach before torch.compile")
 

@@ -12,8 +12,8 @@ from bam_exp.processes import LAUNCHED
 def _number(variable: str, otherwise: int | None = None) -> int:
     value = os.environ.get(variable, otherwise)
     try:
-        return int(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+        return int(str(value))
+    except ValueError as error:
         said = " is not set" if value is None else f"={value}: should be a whole number"
         raise ConfigError(f"{variable}{said}, as torchrun and srun set it") from error
 

@@ -50,9 +50,9 @@ def plan(
     states = run_states(table_names, overrides, output_dir)
     todo = [state for state in states if state.state not in ("done", "running", "stale")]
     works = _works(todo)
+    device = device_of(states[0].run) if states else {}
     if measured:
         measure({works[state.row.name].network: state.run for state in todo}, Path(output_dir))
-    device = device_of(states[0].run) if states else {}  # which also checks the device
     costs = Costs(_lines(Path(output_dir)), device)
     missing = [Missing(state, works[state.row.name], costs.estimate(works[state.row.name])) for state in todo]
     by_name = {one.state.run.name: one for one in missing}
@@ -78,6 +78,9 @@ def device_of(run: Run) -> Mapping[str, Any]:
     """The device on which a run would be computed here, as results describe it.
 
     On a CPU, its precision may be `auto`: that of the runs of the kind that have been started here.
+
+    Raises:
+        ConfigError: if there is no such device.
     """
     trainer = run.chosen.trainer
     if trainer.name == "default" and not trainer.changed and not may_have_gpus():  # no need to wait for PyTorch

@@ -1,4 +1,7 @@
-"""What the JSON files of a run's folder hold, checked like anything that a user types, because people edit files."""
+"""What the JSON files of a run's folder hold, checked like anything that a user types.
+
+Another process may have been killed while it wrote one, and people edit files.
+"""
 
 import json
 from pathlib import Path

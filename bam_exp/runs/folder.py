@@ -1,8 +1,7 @@
 """The files of a run's folder: what each is called, and reading and writing them.
 
 `run.json` claims the folder for a fingerprint, `owner.json` names the process that trains, `progress.json` says how far it
-is, `error.json` why it failed, and `result.json`, written last, makes the run done. Whatever is read is checked like anything
-that a user types, because another process may have been killed and people edit files.
+is, `error.json` why it failed, and `result.json`, written last, makes the run done. `contents` checks whatever is read.
 """
 
 import json

@@ -5,16 +5,16 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from bam_exp.config import one_line, search_path
+from bam_exp.console import leave
 from bam_exp.cpu import cores_per_process
 from bam_exp.machine import Machine
 from bam_exp.machine.compiling import WORKERS
@@ -105,18 +105,10 @@ def _watch_sweep() -> None:
     global _sweep  # noqa: PLW0603
     if _sweep is None and os.environ.get(SWEEP) == str(os.getppid()):
         _sweep = os.getppid()
-        atexit.register(_leave)
+        atexit.register(leave, 0)  # after Ctrl-C, Triton would print what has leaked
         threading.Thread(target=_exit_with_sweep, daemon=True).start()
     if _has_lost_its_sweep():
         os._exit(1)
-
-
-def _leave() -> None:
-    """End a worker without taking down what it has imported: after Ctrl-C, Triton prints what has leaked."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # its reader has gone, or it is closed
-            stream.flush()
-    os._exit(0)
 
 
 def _exit_with_sweep() -> None:

@@ -17,6 +17,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from bam_exp.console import leave
 from bam_exp.processes import PARENT
 from bam_exp.sweeps.forked import ANSWER
 
@@ -83,11 +84,9 @@ def _become(request: dict[str, Any]) -> None:
 
 
 def _leave() -> None:
-    """Exit without taking down what the server has imported, object by object, which takes longer than a small run does."""
+    """Leave at once if the command has ended: taking down what the server has imported takes longer than a small run does."""
     if _ended is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(_ended)
+        leave(_ended)
 
 
 if __name__ == "__main__":

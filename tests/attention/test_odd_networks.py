@@ -132,6 +132,28 @@ def test_the_parts_of_a_network_report_together_and_are_detached_together() -> N
     assert attached(detector.backbone) is None
 
 
+def test_names_that_look_like_an_attentions() -> None:
+    """The report names the place, whatever it is called, and also where the network is that place itself."""
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.self_attention, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.self_attention(x))
+            return y
+
+    network = attach(Network(), BAM, at=["self_attention"])
+    assert places(network) == ["self_attention"]
+    assert str(attached(network)).startswith("BAM behind self_attention: 16 channels")
+    part = attached(network.self_attention)
+    assert str(part).startswith("BAM behind the module itself: 16 channels")
+    assert "NOT RUN" not in f"{attached(network)} {part}"
+    detach(network.self_attention)
+    assert attached(network) is None
+
+
 def test_a_place_that_was_seen_in_a_run_of_a_part_says_so() -> None:
     class Pyramid(nn.Module):
         """Runs its head on maps of two sizes."""
